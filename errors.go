@@ -1,0 +1,55 @@
+package shm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+)
+
+// Errors that io/fs has no name for. All errors of this package but a bare
+// [io.EOF] are a [*fs.PathError] with the name of the block as its Path, and
+// match by [errors.Is] one of these, or fs.ErrNotExist, fs.ErrExist,
+// fs.ErrPermission, fs.ErrClosed, fs.ErrInvalid or errors.ErrUnsupported, or
+// the system's own error number (syscall.EMFILE, say).
+var (
+	// ErrFull is a write that did not fit the block's Cap. It is
+	// io.ErrShortWrite as well.
+	ErrFull = fmt.Errorf("block is full: %w", io.ErrShortWrite)
+
+	// ErrNoSpace is memory that could not be had: the shared-memory file system
+	// is full, or a limit of the process or the machine is reached.
+	ErrNoSpace = errors.New("no space for shared memory")
+
+	// ErrCorrupt is a block with a header that cannot be true.
+	ErrCorrupt = errors.New("damaged block header")
+
+	// ErrNotSegment is something without our header: a block of another program
+	// (see Headerless), or no block at all.
+	ErrNotSegment = errors.New("not a block with a shm header")
+
+	// ErrVersion is a block with a header of another version of this package.
+	ErrVersion = errors.New("unknown version of block header")
+
+	// ErrReadOnly is a write through a Segment opened ReadOnly. It is
+	// fs.ErrPermission as well.
+	ErrReadOnly = fmt.Errorf("segment is read-only: %w", fs.ErrPermission)
+
+	// ErrFault is an access to memory that is no longer there: another program
+	// has truncated the block, or (then it is ErrNoSpace as well) the memory for
+	// a page of a Sparse block could not be had.
+	ErrFault = errors.New("memory fault")
+
+	// ErrBusy is a block that a process keeps locked that was stopped in the
+	// middle of attaching or detaching, for longer than the two seconds that
+	// this package waits.
+	ErrBusy = errors.New("block is locked by another process")
+)
+
+// pathError makes err what all exported functions return.
+func pathError(op, name string, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return &fs.PathError{Op: op, Path: name, Err: err}
+}

@@ -1,0 +1,16 @@
+package shm
+
+import (
+	"testing"
+	"time"
+)
+
+// Straight reports whether bytes from or to v go straight to the mapping.
+func Straight(v any) bool { return rawConn(v) != nil }
+
+// SetPatience changes how long to wait for peers, for the time of the test.
+func SetPatience(t testing.TB, d time.Duration) {
+	old := patience
+	patience = d
+	t.Cleanup(func() { patience = old })
+}

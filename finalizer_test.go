@@ -1,0 +1,158 @@
+package shm_test
+
+import (
+	"bytes"
+	"log/slog"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/shmtest"
+)
+
+// leakHandler makes a channel of what OnLeak reports, for the time of the test.
+func leakHandler(t *testing.T) <-chan shm.Leak {
+	t.Helper()
+	found := make(chan shm.Leak, 10)
+	previous := shm.OnLeak(func(l shm.Leak) { found <- l })
+	t.Cleanup(func() { shm.OnLeak(previous) })
+	return found
+}
+
+// collect runs the collector until it has found what was dropped.
+func collectLeak(t *testing.T, found <-chan shm.Leak) shm.Leak {
+	t.Helper()
+	for range 100 {
+		runtime.GC()
+		select {
+		case l := <-found:
+			return l
+		default:
+			runtime.Gosched()
+		}
+	}
+	return <-found // the cleanup is on its way, or the test runs into its timeout
+}
+
+//go:noinline
+func forget(t *testing.T, use func(*shm.Segment)) string {
+	seg, err := shm.Create("", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	use(seg)
+	return seg.Name()
+}
+
+// expectDropped tells the check at the end of all tests that the Segments that
+// were dropped during this one were meant to.
+func expectDropped(t *testing.T, name string) {
+	if err := shmtest.Find(); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "finalizer_test.go") {
+		t.Errorf("shmtest.Find: %v", err)
+	}
+	ignored = append(ignored, name)
+}
+
+func TestDropped(t *testing.T) {
+	found := leakHandler(t)
+	name := forget(t, func(*shm.Segment) {})
+	leak := collectLeak(t, found)
+	if leak.Name != name || leak.Cap != 100 || !strings.Contains(leak.Stack(), "shm_test.forget") ||
+		leak.Frames[0].Function != "github.com/shmkit/shm_test.forget" {
+		t.Errorf("leak %q, %d bytes, created at\n%s", leak.Name, leak.Cap, leak.Stack())
+	}
+	mustNotExist(t, name)
+	expectDropped(t, name)
+}
+
+// TestDroppedWithBytes drops a Segment while a slice of its memory is in use:
+// it is reported, and stays as it is.
+func TestDroppedWithBytes(t *testing.T) {
+	found := leakHandler(t)
+	var b []byte
+	name := forget(t, func(seg *shm.Segment) { b = seg.Bytes() })
+	if leak := collectLeak(t, found); leak.Name != name {
+		t.Errorf("leak %q", leak.Name)
+	}
+	copy(b, "still mapped")
+	peer := attach(t, name)
+	if got := string(peer.Bytes()[:12]); got != "still mapped" {
+		t.Errorf("read %q", got)
+	}
+	if err := peer.Unlink(); err != nil {
+		t.Error(err)
+	}
+	expectDropped(t, name)
+}
+
+// TestCopyKeeps drops one of two copies of a Segment.
+func TestCopyKeeps(t *testing.T) {
+	found := leakHandler(t)
+	var twin shm.Segment
+	forget(t, func(seg *shm.Segment) { twin = *seg })
+	for range 3 {
+		runtime.GC()
+	}
+	if err := twin.Close(); err != nil {
+		t.Error(err)
+	}
+	runtime.GC()
+	select {
+	case l := <-found:
+		t.Errorf("reported %q, which was closed", l.Name)
+	default:
+	}
+}
+
+func TestLeakWarning(t *testing.T) {
+	var log lockedBuffer
+	previous := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	defer slog.SetDefault(previous)
+	log.written = make(chan bool, 10)
+
+	name := forget(t, func(*shm.Segment) {})
+	runtime.GC()
+	<-log.written
+	if s := log.String(); !strings.Contains(s, "level=WARN") || !strings.Contains(s, name) || !strings.Contains(s, "finalizer_test.go") {
+		t.Errorf("logged %s", s)
+	}
+	expectDropped(t, name)
+}
+
+type lockedBuffer struct {
+	bytes.Buffer
+	written chan bool
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	n, err := b.Buffer.Write(p)
+	b.written <- true
+	return n, err
+}
+
+func TestLeaks(t *testing.T) {
+	before := len(shm.Leaks())
+	seg := block(t, 10)
+	list := shm.Leaks()
+	if len(list) != before+1 {
+		t.Fatalf("%d leaks, %d before", len(list), before)
+	}
+	if l := list[len(list)-1]; l.Name != seg.Name() || l.Cap != 10 || !strings.Contains(l.Stack(), "TestLeaks") {
+		t.Errorf("leak %q, %d bytes, created at\n%s", l.Name, l.Cap, l.Stack())
+	}
+	seg.Close()
+	if n := len(shm.Leaks()); n != before {
+		t.Errorf("%d leaks after Close", n)
+	}
+}
+
+func TestOnLeakReturnsPrevious(t *testing.T) {
+	if shm.OnLeak(func(shm.Leak) {}) != nil {
+		t.Error("there was a handler")
+	}
+	if shm.OnLeak(nil) == nil {
+		t.Error("the handler is lost")
+	}
+}

@@ -1,0 +1,169 @@
+package shm
+
+import (
+	"io/fs"
+	"math"
+	"time"
+)
+
+// Info describes a block. What the header says of it is repeated as it is: of
+// a block that another program has scribbled on, it can be wrong.
+type Info struct {
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`     // bytes it holds
+	Cap        int64       `json:"cap"`      // bytes it can hold
+	Refs       int         `json:"refs"`     // see [Segment.Refs]
+	Attached   bool        `json:"attached"` // somebody is attached: the kernel says so; false for a Headerless block
+	Linked     bool        `json:"linked"`   // the name leads to this block
+	Headerless bool        `json:"headerless"`
+	Persistent bool        `json:"persistent"`
+	Sparse     bool        `json:"sparse"`
+	Owner      int         `json:"owner"`   // user id, -1 where there is no such thing
+	Mode       fs.FileMode `json:"mode"`    // permission bits
+	ModTime    time.Time   `json:"modTime"` // as the system keeps it; stores to mapped memory do not change it
+	Created    time.Time   `json:"created"` // zero for a Headerless block
+	Creator    int         `json:"creator"` // process id, as the creator saw it
+	ID         [16]byte    `json:"-"`       // random; tells blocks of one name apart
+}
+
+// Dead reports whether nobody is attached to the block and the next Reap will
+// unlink it.
+func (i Info) Dead() bool { return !i.Headerless && !i.Persistent && !i.Attached }
+
+// objectInfo is what the system knows of a backing object.
+type objectInfo struct {
+	size    int64
+	mode    fs.FileMode // permission bits
+	modTime time.Time
+	owner   int // user id, -1 where there is no such thing
+}
+
+func newInfo(name string, obj objectInfo, l layout) Info {
+	return Info{
+		Name:       name,
+		Cap:        l.capacity,
+		Linked:     true,
+		Persistent: l.persistent(),
+		Sparse:     l.sparse(),
+		Owner:      obj.owner,
+		Mode:       obj.mode,
+		ModTime:    obj.modTime,
+		Created:    l.created,
+		Creator:    l.creator,
+		ID:         l.id,
+	}
+}
+
+func newRawInfo(name string, obj objectInfo) Info {
+	return Info{
+		Name:       name,
+		Size:       obj.size,
+		Cap:        obj.size,
+		Linked:     true,
+		Headerless: true,
+		Owner:      obj.owner,
+		Mode:       obj.mode,
+		ModTime:    obj.modTime,
+	}
+}
+
+// setWords fills in what changes.
+func (i *Info) setWords(h header) {
+	i.Size = int64(min(h.size().Load(), uint64(i.Cap)))
+	i.Refs = refCount(h)
+}
+
+// refCount returns the count in the header. Below zero it can only be by a
+// peer's scribble.
+func refCount(h header) int {
+	return int(min(h.count().Load(), math.MaxInt32))
+}
+
+// Stat returns what is known of the block. The Sys method of the result
+// returns an [*Info]; its ModTime is that of the system, which stores to mapped
+// memory do not change.
+//
+// The error is [ErrFault] if another program has truncated the block, or
+// [fs.ErrClosed].
+func (s *Segment) Stat() (fs.FileInfo, error) {
+	h, token, err := s.enter("stat")
+	if err != nil {
+		return nil, err
+	}
+	defer h.leave(token)
+	info, err := h.stat()
+	if err != nil {
+		return nil, pathError("stat", h.name, err)
+	}
+	return fileInfo{info}, nil
+}
+
+func (a *attachment) stat() (*Info, error) {
+	obj, err := a.obj.stat()
+	if err != nil {
+		return nil, err
+	}
+	info := newRawInfo(a.name, obj)
+	if !a.raw {
+		info = newInfo(a.name, obj, a.layout)
+		info.Attached = true
+		if err := a.words(info.setWords); err != nil {
+			return nil, err
+		}
+	}
+	info.Linked, err = a.obj.named(a.name)
+	return &info, err
+}
+
+// Stat returns what is known of the block called name, without attaching to it
+// and without any lock.
+//
+// The error is [fs.ErrNotExist], [fs.ErrPermission] for a block that this
+// process may not read, [fs.ErrInvalid] for a bad name, [ErrNotSegment] for
+// what is not a regular file, [ErrCorrupt], [ErrVersion], or
+// [errors.ErrUnsupported].
+func Stat(name string) (*Info, error) {
+	info, err := inspect(name)
+	if err != nil {
+		return nil, pathError("stat", name, err)
+	}
+	return &info, nil
+}
+
+func inspect(name string) (Info, error) {
+	name, err := checkName(name)
+	if err != nil {
+		return Info{}, err
+	}
+	o, err := openObject(name, false)
+	if err != nil {
+		return Info{}, err
+	}
+	defer o.close()
+	obj, err := o.stat()
+	if err != nil {
+		return Info{}, err
+	}
+	l, h, err := readHeader(o, obj.size)
+	switch {
+	case err == ErrNotSegment:
+		return newRawInfo(name, obj), nil
+	case err != nil:
+		return Info{}, err
+	}
+	info := newInfo(name, obj, l)
+	info.setWords(h)
+	held, err := o.holder(laneLife)
+	info.Attached = held != unheld
+	return info, err
+}
+
+// fileInfo is an Info as fs.FileInfo wants it.
+type fileInfo struct{ info *Info }
+
+func (f fileInfo) Name() string       { return f.info.Name }
+func (f fileInfo) Size() int64        { return f.info.Size }
+func (f fileInfo) Mode() fs.FileMode  { return f.info.Mode }
+func (f fileInfo) ModTime() time.Time { return f.info.ModTime }
+func (f fileInfo) IsDir() bool        { return false }
+func (f fileInfo) Sys() any           { return f.info }

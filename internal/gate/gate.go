@@ -1,0 +1,96 @@
+// Package gate lets many short operations use a resource that one Close takes
+// away: Close does not wait for them, and the last one out frees the resource.
+package gate
+
+import (
+	"runtime"
+	"sync/atomic"
+
+	"github.com/shmkit/shm/internal/raw"
+)
+
+// A Gate is open until Close. Operations count themselves in and out on one of
+// several counters, each on cache lines of its own and chosen by goroutine: on
+// a single shared counter two cores would pass its cache line to and fro at
+// every operation.
+//
+// All methods are safe for concurrent use.
+type Gate struct {
+	state   atomic.Uint32 // open, closed, released, freed: only ever grows
+	stripes []stripe
+	free    func()
+}
+
+const (
+	open     = iota
+	closed   // Enter fails; the closer is still using the resource
+	released // nobody but operations that are already inside uses it
+	freed    // free has been called
+)
+
+type stripe struct {
+	inside atomic.Int32 // operations between Enter and Leave
+	_      [124]byte    // two cache lines: processors fetch them in pairs
+}
+
+// Init makes g ready; free is called exactly once, after Release and after the
+// last operation has left, by whichever of them comes last.
+func (g *Gate) Init(free func()) {
+	// Two goroutines that meet on one stripe slow each other down for as long as
+	// they live, so there are many more stripes than goroutines that can run.
+	n := 32
+	for n < 8*runtime.GOMAXPROCS(0) && n < 256 {
+		n *= 2
+	}
+	g.stripes = make([]stripe, n)
+	g.free = free
+}
+
+// Token is what Enter hands to Leave.
+type Token = *stripe
+
+// Enter counts an operation in and reports whether the gate was open; if so
+// the resource stays until Leave.
+func (g *Gate) Enter() (Token, bool) {
+	s := &g.stripes[raw.Spread()&uint32(len(g.stripes)-1)]
+	s.inside.Add(1)
+	if g.state.Load() != open {
+		g.Leave(s)
+		return nil, false
+	}
+	return s, true
+}
+
+// Leave counts an operation out.
+func (g *Gate) Leave(s Token) {
+	if s.inside.Add(-1) == 0 && g.state.Load() == released {
+		g.tryFree()
+	}
+}
+
+// Close closes the gate and reports whether it was open. From then on Enter
+// fails. The caller may use the resource until it calls Release.
+func (g *Gate) Close() bool {
+	return g.state.CompareAndSwap(open, closed)
+}
+
+// Release ends the closer's own use. It must follow a Close that reported true.
+func (g *Gate) Release() {
+	g.state.Store(released)
+	g.tryFree()
+}
+
+// tryFree frees the resource if nobody is inside. An operation counts in before
+// it looks at state, so once the gate is closed a stripe seen empty is never
+// entered successfully again: looking at the stripes one after the other is
+// enough. Whoever empties the last stripe comes by here and sees them all empty.
+func (g *Gate) tryFree() {
+	for i := range g.stripes {
+		if g.stripes[i].inside.Load() != 0 {
+			return
+		}
+	}
+	if g.state.CompareAndSwap(released, freed) {
+		g.free()
+	}
+}

@@ -1,0 +1,17 @@
+// Package killpoints kills processes at every system call of an operation.
+//
+// A victim runs the operation between Begin and End. The test traces, by
+// ptrace(2), the one thread that executes it, stops it at the entry of system
+// call k, when nothing of it has happened yet, or at its exit, when all of it
+// has, and kills the process there. What an operation does to the world it does
+// by system calls and by stores to mapped memory. All stores between two calls
+// are done when the second is entered, and none is when the first has returned,
+// so both ends of every call are points to be killed at.
+//
+//	go test -v ./internal/killpoints
+//
+// goes through all points of all operations in all worlds, and says how many
+// there are. A second test does not kill the victim before each call but lets
+// another process do something else there: every race of an operation with one
+// that comes whole between two of its calls. With -short it has fewer of those.
+package killpoints

@@ -1,0 +1,115 @@
+package shm
+
+import (
+	"fmt"
+	"io/fs"
+	"strings"
+)
+
+// An Option changes how a block is created or opened. The functions that return
+// one say where it applies; elsewhere it is an error that is [fs.ErrInvalid].
+type Option interface{ apply(*config) }
+
+// ReadOnly makes [Open] return a Segment that cannot be written to: writing
+// returns [ErrReadOnly], a write to what Bytes gave crashes the program, and one
+// to what View gave is [ErrFault]. It needs permission to read only; without permission to write, the
+// attachment keeps the block alive but is not in its count of references, and
+// if it is the last to leave, the block stays until its owner's next Reap.
+func ReadOnly() Option { return setting{optReadOnly, 0} }
+
+// Persistent makes [Create] and [OpenOrCreate] create a block that outlives its
+// attachments, until Unlink. On Windows it is [errors.ErrUnsupported]: there
+// the system ends a block with its last handle.
+func Persistent() Option { return setting{optPersistent, 0} }
+
+// Perm sets the permission bits of a block that [Create] or [OpenOrCreate]
+// creates, unaffected by the umask. The default is 0600. Other bits than the
+// nine of [fs.ModePerm] are [fs.ErrInvalid], and so is a block with a header
+// that its owner may not read and write: were it to be left behind dead, nobody
+// but root could remove it.
+func Perm(mode fs.FileMode) Option { return setting{optPerm, mode} }
+
+// Headerless makes [Create], [Open] and [OpenOrCreate] work on a raw block as
+// other programs make them (shm_open in C, multiprocessing.shared_memory in
+// Python): all bytes are data, nothing is counted, and the block stays until
+// Unlink. Its Size is the size of the object and does not change. A block with
+// a header is not opened this way.
+func Headerless() Option { return setting{optHeaderless, 0} }
+
+// Sparse makes [Create] and [OpenOrCreate] not reserve the memory of the block.
+// Memory is then used as bytes are written, and where there is none left at
+// that time the write returns an error that is [ErrFault] and [ErrNoSpace].
+// Through Bytes, which nothing guards, the same ends the program.
+func Sparse() Option { return setting{optSparse, 0} }
+
+// Prefault maps all of the block's memory when it is created or opened, so that
+// the first access to each page costs no page fault.
+func Prefault() Option { return setting{optPrefault, 0} }
+
+type optionSet uint8
+
+const (
+	optReadOnly optionSet = 1 << iota
+	optPersistent
+	optPerm
+	optHeaderless
+	optSparse
+	optPrefault
+
+	openOptions   = optReadOnly | optHeaderless | optPrefault
+	createOptions = optPersistent | optPerm | optHeaderless | optSparse | optPrefault
+)
+
+func (s optionSet) String() string {
+	var names []string
+	for i, name := range []string{"ReadOnly", "Persistent", "Perm", "Headerless", "Sparse", "Prefault"} {
+		if s&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, " with ")
+}
+
+// setting is the one kind of Option there is.
+type setting struct {
+	option optionSet
+	perm   fs.FileMode // of Perm
+}
+
+func (s setting) apply(c *config) {
+	c.optionSet |= s.option
+	if s.option == optPerm {
+		c.perm = s.perm
+	}
+}
+
+type config struct {
+	optionSet
+	perm fs.FileMode
+}
+
+func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }
+
+// newConfig returns fs.ErrInvalid for options that do not apply, or do not go
+// together.
+func newConfig(opts []Option, allowed optionSet) (config, error) {
+	c := config{perm: 0o600}
+	for _, o := range opts {
+		if o == nil {
+			return c, fmt.Errorf("%w: nil Option", fs.ErrInvalid)
+		}
+		o.apply(&c)
+	}
+	if wrong := c.optionSet &^ allowed; wrong != 0 {
+		return c, fmt.Errorf("%w: option %v does not apply", fs.ErrInvalid, wrong)
+	}
+	for _, pair := range []optionSet{optHeaderless | optPersistent, optSparse | optPrefault} {
+		if c.optionSet&pair == pair {
+			return c, fmt.Errorf("%w: option %v", fs.ErrInvalid, pair)
+		}
+	}
+	if c.perm&^fs.ModePerm != 0 || c.perm&0o600 != 0o600 && !c.has(optHeaderless) {
+		return c, fmt.Errorf("%w: permissions %v", fs.ErrInvalid, c.perm)
+	}
+	return c, nil
+}

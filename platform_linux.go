@@ -1,0 +1,394 @@
+package shm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Linux keeps blocks as files on the tmpfs at /dev/shm, where shm_open(3) of
+// glibc and musl, and so CPython's SharedMemory, keep theirs.
+const (
+	shmDir  = "/dev/shm/"
+	maxName = unix.NAME_MAX
+)
+
+// object is an open handle on a backing object: an open file description of
+// its own, which is what Linux counts locks by.
+type object struct {
+	fd       int
+	writable bool
+}
+
+// createObject makes an object of size bytes that has no name yet; it is gone
+// when its handle closes, unless publish has named it. Unless sparse, the
+// memory is reserved, so that no later access can run out of it.
+func createObject(size int64, perm fs.FileMode, sparse bool) (*object, error) {
+	fd, err := retry(func() (int, error) {
+		return unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm))
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
+		// No /dev/shm, or (EISDIR) a kernel without O_TMPFILE: open(2).
+		return nil, fmt.Errorf("%w: no tmpfs at %s: %w", errors.ErrUnsupported, shmDir, err)
+	case err != nil:
+		return nil, spaceErr(err)
+	}
+	o := &object{fd: fd, writable: true}
+	if err := o.prepare(size, perm, sparse); err != nil {
+		o.close()
+		return nil, spaceErr(err)
+	}
+	return o, nil
+}
+
+func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fd, &st); err != nil {
+		return err
+	}
+	if fs.FileMode(st.Mode).Perm() != perm { // the umask took bits away
+		if err := unix.Fchmod(o.fd, uint32(perm)); err != nil {
+			return err
+		}
+	}
+	if _, err := retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) }); err != nil {
+		return err
+	}
+	if sparse {
+		return nil
+	}
+	return o.reserve(size)
+}
+
+// reserve allocates the memory of size bytes. A signal makes fallocate(2) on
+// tmpfs give back all that the call had allocated, so it goes by pieces, and
+// by smaller ones where signals come faster than a piece is done. What cannot
+// fit is not begun, for it would fill the file system on the way to failure.
+func (o *object) reserve(size int64) error {
+	const most, least = 2 << 20, 64 << 10
+	var sfs unix.Statfs_t
+	if err := o.statfs(&sfs); err != nil {
+		return err
+	}
+	free := sfs.Bavail * uint64(sfs.Bsize)
+	if sfs.Blocks == 0 { // mounted without a limit: tmpfs(5)
+		var sys unix.Sysinfo_t
+		if err := unix.Sysinfo(&sys); err != nil {
+			return err
+		}
+		free = uint64(sys.Totalram+sys.Totalswap) * uint64(sys.Unit)
+	}
+	if uint64(size) > free {
+		return unix.ENOSPC
+	}
+	piece := int64(most)
+	for off := int64(0); off < size; {
+		n := min(piece, size-off)
+		switch err := unix.Fallocate(o.fd, 0, off, n); {
+		case err == nil:
+			off += n
+		case errors.Is(err, unix.EINTR):
+			piece = max(piece/2, least)
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// openObject opens the object called name. Only regular files are blocks, so
+// whatever else has the name is ErrNotSegment, and never followed or waited for.
+func openObject(name string, write bool) (*object, error) {
+	flags := unix.O_RDONLY
+	if write {
+		flags = unix.O_RDWR
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Open(shmDir+name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	})
+	switch {
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
+		// A symbolic link, a directory, a socket or a device without driver: open(2).
+		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
+	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
+		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	case errors.Is(err, unix.EAGAIN): // somebody has a lease on it: F_SETLEASE of fcntl(2)
+		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+	case err != nil:
+		return nil, err
+	}
+	return &object{fd: fd, writable: write}, nil
+}
+
+// stat returns ErrNotSegment for what is not a regular file.
+func (o *object) stat() (objectInfo, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fd, &st); err != nil {
+		return objectInfo{}, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return objectInfo{}, errNotRegular
+	}
+	return objectInfo{st.Size, fs.FileMode(st.Mode).Perm(), time.Unix(st.Mtim.Unix()), int(st.Uid)}, nil
+}
+
+var errNotRegular = fmt.Errorf("%w: not a regular file", ErrNotSegment)
+
+// tmpfsDevice is the number of a device known to be a tmpfs, 0 for none yet.
+var tmpfsDevice atomic.Uint64
+
+// lockable returns errors.ErrUnsupported where the object is not on a tmpfs:
+// on network and user-space file systems two kernels can both grant one lock.
+func (o *object) lockable() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fd, &st); err != nil {
+		return err
+	}
+	if tmpfsDevice.Load() == uint64(st.Dev) {
+		return nil
+	}
+	var sfs unix.Statfs_t
+	if err := o.statfs(&sfs); err != nil {
+		return err
+	}
+	if sfs.Type != unix.TMPFS_MAGIC {
+		return fmt.Errorf("%w: %s is not a tmpfs", errors.ErrUnsupported, shmDir)
+	}
+	tmpfsDevice.Store(uint64(st.Dev))
+	return nil
+}
+
+func (o *object) statfs(sfs *unix.Statfs_t) error {
+	_, err := retry(func() (int, error) { return 0, unix.Fstatfs(o.fd, sfs) })
+	return err
+}
+
+// publish gives the object its name, or fails with fs.ErrExist. linkat(2): an
+// empty path is allowed to everybody since Linux 6.10, through /proc always.
+func (o *object) publish(name string) error {
+	err := unix.Linkat(o.fd, "", unix.AT_FDCWD, shmDir+name, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		self := fmt.Sprintf("/proc/self/fd/%d", o.fd)
+		err = unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, shmDir+name, unix.AT_SYMLINK_FOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("%w: no /proc: %w", errors.ErrUnsupported, err)
+		}
+	}
+	return spaceErr(err)
+}
+
+// named reports whether name leads to this object. The number of an open inode
+// is not reused, so device and inode number decide.
+func (o *object) named(name string) (bool, error) {
+	var mine, there unix.Stat_t
+	if err := unix.Fstat(o.fd, &mine); err != nil {
+		return false, err
+	}
+	err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &there, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil && mine.Dev == there.Dev && mine.Ino == there.Ino, err
+}
+
+// unlinkObject takes the name away, whatever it leads to.
+func unlinkObject(name string) error {
+	return unix.Unlink(shmDir + name)
+}
+
+// unlinkUnopened takes the name away from a block that this process may not
+// open, for which the right to unlink suffices. Nothing but a block is unlinked.
+func unlinkUnopened(name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return errNotRegular
+	}
+	return unlinkObject(name)
+}
+
+// listObjects calls f with the names of the objects there are, in no order,
+// until it returns false.
+func listObjects(f func(name string) bool) error {
+	dir, err := os.Open(shmDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for {
+		entries, err := dir.ReadDir(256)
+		for _, e := range entries {
+			if e.Type().IsRegular() && !f(e.Name()) {
+				return nil
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// mmap maps the first length bytes of the object, of which the first writable
+// ones, a multiple of the page size or all, can be written to. With populate
+// they are mapped at once, as far as memory goes (MAP_POPULATE never fails).
+func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
+	prot, flags := unix.PROT_READ, unix.MAP_SHARED
+	if writable == length {
+		prot |= unix.PROT_WRITE
+	}
+	if populate {
+		flags |= unix.MAP_POPULATE
+	}
+	mem, err := unix.Mmap(o.fd, 0, length, prot, flags)
+	if err != nil {
+		return nil, spaceErr(err)
+	}
+	if 0 < writable && writable < length {
+		if err := unix.Mprotect(mem[:writable], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+			munmap(mem)
+			return nil, spaceErr(err)
+		}
+	}
+	return mem, nil
+}
+
+func munmap(mem []byte) { unix.Munmap(mem) }
+
+// readAt and writeAt move bytes past the mapping, by pread(2) and pwrite(2):
+// where memory lacks they return an error and raise no signal.
+func (o *object) readAt(p []byte, off int64) (int, error) {
+	return retry(func() (int, error) { return unix.Pread(o.fd, p, off) })
+}
+
+func (o *object) writeAt(p []byte, off int64) (int, error) {
+	n, err := retry(func() (int, error) { return unix.Pwrite(o.fd, p, off) })
+	return n, spaceErr(err)
+}
+
+// punch gives back the memory of n bytes, which read as zero from then on.
+func (o *object) punch(off, n int64) error {
+	_, err := retry(func() (int, error) {
+		return 0, unix.Fallocate(o.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+	return err
+}
+
+// Lanes are single bytes of the object, beyond all data, that a lock stands on.
+const laneStart = 1 << 62
+
+var lockTypes = [...]int16{unheld: unix.F_UNLCK, shared: unix.F_RDLCK, alone: unix.F_WRLCK}
+
+// lock takes the lane, without waiting, or fails with ErrBusy; a failed change
+// from shared to alone keeps it shared. These are open file description locks,
+// fcntl(2): they belong to the handle, not to the process, and the kernel drops
+// them together when the handle goes, however the process ends.
+func (o *object) lock(l lane, h hold) error {
+	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, laneLock(l, h))
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return ErrBusy
+	}
+	return err
+}
+
+// unlock drops all lanes. It must come before close: a child process that
+// another goroutine is just starting has a copy of the descriptor until it
+// execs, and would go on holding them.
+func (o *object) unlock() {
+	everything := &unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart}
+	unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, everything)
+}
+
+// holder returns how other handles hold the lane, without disturbing them.
+func (o *object) holder(l lane) (hold, error) {
+	lk := laneLock(l, alone)
+	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_GETLK, lk)
+	return hold(slices.Index(lockTypes[:], lk.Type)), err
+}
+
+func laneLock(l lane, h hold) *unix.Flock_t {
+	return &unix.Flock_t{Type: lockTypes[h], Whence: io.SeekStart, Start: laneStart + int64(l), Len: 1}
+}
+
+func (o *object) close() {
+	unix.Close(o.fd)
+}
+
+// spaceErr adds ErrNoSpace to the errors that mean it.
+func spaceErr(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT),
+		errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EFBIG):
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
+
+// retry calls f until no signal interrupts it.
+func retry(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if !errors.Is(err, syscall.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// pollable reports whether reading from fd and writing to it never waits for
+// somebody else: a regular file, or a descriptor in non-blocking mode.
+func pollable(fd uintptr) bool {
+	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	if err == nil && flags&unix.O_NONBLOCK != 0 {
+		return true
+	}
+	var st unix.Stat_t
+	return unix.Fstat(int(fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+// readFD reads from a descriptor of somebody else's into p, which may lie in a
+// mapping: read(2) then returns EFAULT where memory would fault. At the end it
+// returns io.EOF.
+func readFD(fd uintptr, p []byte) (int, error) {
+	n, err := retry(func() (int, error) { return unix.Read(int(fd), p) })
+	switch {
+	case errors.Is(err, unix.EFAULT):
+		return 0, ErrFault
+	case err != nil:
+		return 0, ioErr("read", err)
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// writeFD writes p, which may lie in a mapping, to a descriptor, or part of it.
+func writeFD(fd uintptr, p []byte) (int, error) {
+	n, err := retry(func() (int, error) { return unix.Write(int(fd), p) })
+	switch {
+	case errors.Is(err, unix.EFAULT):
+		return 0, ErrFault
+	case err != nil:
+		return 0, ioErr("write", err)
+	}
+	return n, nil
+}
+
+func ioErr(call string, err error) error {
+	if errors.Is(err, unix.EAGAIN) {
+		return errWouldBlock
+	}
+	return os.NewSyscallError(call, err)
+}

@@ -1,0 +1,793 @@
+// Package shm gives named shared memory the ways of a file.
+//
+// A block is a named piece of memory that every process of the machine can
+// attach to. A [Segment] is one process's attachment: it reads, writes and
+// seeks as an [os.File] does, but what it moves are bytes in memory that all
+// attached processes see at once.
+//
+//	seg, err := shm.Create("frames", 64<<20)
+//	if err != nil {
+//		return err
+//	}
+//	defer seg.Close()
+//	_, err = io.Copy(seg, file)
+//
+// Another process then reads what is there:
+//
+//	seg, err := shm.Open("frames", shm.ReadOnly())
+//	if err != nil {
+//		return err
+//	}
+//	defer seg.Close()
+//	_, err = io.Copy(os.Stdout, seg)
+//
+// # Lifetime
+//
+// A block exists exactly as long as somebody is attached to it. The process
+// that closes the last Segment of it takes its name away. A process that ends
+// without Close, even by kill -9, is no longer attached either: the kernel
+// vouches for that. If it was the last, the block stays behind dead until the
+// next [Create], [Open] or [OpenOrCreate] of that name, or a [Reap], by any
+// process: Open finds that it does not exist, Create makes a new one.
+//
+// A block created [Persistent] stays until [Unlink]. So does a [Headerless]
+// one, the raw kind that other programs make, of which nobody keeps count.
+//
+// A Segment dropped without Close is detached when the garbage collector finds
+// it, and reported; see [OnLeak]. If Bytes had been called, it stays attached
+// until the process ends, because slices may be left that the collector does
+// not know of. Neither is a substitute for Close.
+//
+// # Size
+//
+// A block has a fixed Cap, the number of bytes it can hold, and a Size, the
+// number of bytes it holds, which all processes see change. A new block has
+// Size == Cap and is zero. Reading ends at Size. Writing beyond Size raises it,
+// up to Cap. So a block can be filled from a stream and read by somebody who
+// finds [io.EOF] behind the last byte:
+//
+//	seg.Truncate(0)
+//	io.Copy(seg, stream)
+//
+// # Concurrency
+//
+// All functions and methods are safe for concurrent use. Read, Write, Seek and
+// the methods that build on them share one offset; ReadAt and WriteAt have none.
+// Close takes effect at once while other calls are in progress: they finish on
+// memory that is still valid, and calls that begin later return [fs.ErrClosed].
+//
+// Bytes are copied without any lock. A reader that looks while another
+// goroutine or process writes the same range can see part of the old and part
+// of the new. Size is raised after the bytes below it are in place, so a reader
+// that stays below Size sees complete what was appended.
+//
+// # Names
+//
+// A name is 1 to 255 bytes (30 on darwin) of A-Z, a-z, 0-9, '.', '_' and '-',
+// and does not begin with a dot. One leading slash, as users of shm_open write
+// it, is dropped. All else is [fs.ErrInvalid].
+//
+// # Platforms
+//
+//   - On Linux a block is a file on the tmpfs at /dev/shm, held by open file
+//     description locks; see fcntl(2). Elsewhere than on a tmpfs a block with a
+//     header is [errors.ErrUnsupported].
+//   - On other systems every function returns [errors.ErrUnsupported] for now.
+package shm
+
+import (
+	"cmp"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shmkit/shm/internal/gate"
+)
+
+// A Segment is an attachment to a block. It implements [io.Reader], [io.Writer],
+// [io.Seeker], [io.Closer], [io.ReaderAt], [io.WriterAt], [io.ReaderFrom],
+// [io.WriterTo], [io.ByteReader], [io.ByteWriter], [io.StringWriter] and
+// [fs.File].
+//
+// It can be embedded in other types. The methods of a nil Segment, and of the
+// zero Segment, return [fs.ErrInvalid].
+type Segment struct {
+	h *handle
+}
+
+// handle is what a Segment and its copies share. It is apart from attachment so
+// that the garbage collector can find it unreachable.
+type handle struct {
+	*attachment
+
+	mu  sync.Mutex // guards off
+	off int64
+
+	id      uint64 // in the register of leaks
+	cleanup runtime.Cleanup
+}
+
+// attachment is an object that this process has open and mapped, and takes part
+// in the life of. It ends by close, once, from Segment.Close or from drop.
+type attachment struct {
+	name     string
+	obj      *object
+	layout   layout // zero if headerless
+	mem      []byte // all of the object that is mapped
+	data     []byte // mem behind the header
+	raw      bool   // without header
+	readOnly bool
+
+	gate gate.Gate   // keeps mem and obj while calls use them
+	lent atomic.Bool // Bytes has been called
+
+	life    sync.Mutex // held by whoever holds the mutex lane through obj
+	counted bool       // part of the count in the header; set by attach
+}
+
+// Create creates the block called name with a Cap and Size of size bytes, all
+// zero, and attaches to it. If name is empty, Create makes up one that no other
+// block has; see [Segment.Name]. The memory is reserved, unless the block is
+// [Sparse].
+//
+// The error is [fs.ErrExist] if there is a block of that name (a dead one is
+// replaced), [fs.ErrInvalid] for a bad name or option or a size below 1,
+// [ErrNoSpace] if there is not the memory or the address space for it,
+// [fs.ErrPermission], or [errors.ErrUnsupported]. A Create that fails leaves
+// nothing behind.
+//
+// Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
+func Create(name string, size int64, opts ...Option) (*Segment, error) {
+	a, err := create(name, size, opts)
+	if err != nil {
+		return nil, pathError("create", name, err)
+	}
+	return &Segment{watch(a, 1)}, nil
+}
+
+// Open attaches to the block called name.
+//
+// The error is [fs.ErrNotExist] if there is none, or none that anybody is still
+// attached to; [ErrNotSegment] if it has no header (see [Headerless]);
+// [ErrCorrupt] or [ErrVersion] if the header is not to be relied on;
+// [ErrFault] if it is truncated at this moment; [ErrBusy]; [ErrNoSpace] if
+// there is no address space to map it;
+// [fs.ErrPermission]; [fs.ErrInvalid] for a bad name or option; or
+// [errors.ErrUnsupported]. An Open that fails changes nothing.
+//
+// Options: [ReadOnly], [Headerless], [Prefault].
+func Open(name string, opts ...Option) (*Segment, error) {
+	a, err := open(name, opts)
+	if err != nil {
+		return nil, pathError("open", name, err)
+	}
+	return &Segment{watch(a, 1)}, nil
+}
+
+// OpenOrCreate attaches to the block called name, or creates it if there is
+// none, and reports which. Size and options count for a block that is created;
+// an existing one keeps its own Cap. If several processes call OpenOrCreate at
+// once, one of them creates the block and the others attach to it.
+//
+// Errors and options are those of [Create] and of [Open]. [fs.ErrExist] is a
+// dead block that this process may not remove, because it is another user's.
+func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
+	a, created, err := openOrCreate(name, size, opts)
+	if err != nil {
+		return nil, false, pathError("open", name, err)
+	}
+	return &Segment{watch(a, 1)}, created, nil
+}
+
+func openOrCreate(name string, size int64, opts []Option) (a *attachment, created bool, err error) {
+	c, err := newConfig(opts, createOptions)
+	if err != nil {
+		return nil, false, err
+	}
+	var openOpts []Option
+	for _, o := range []optionSet{optHeaderless, optPrefault} {
+		if c.has(o) {
+			openOpts = append(openOpts, setting{option: o})
+		}
+	}
+	err = patiently(func() error {
+		if name != "" {
+			if a, err = open(name, openOpts); !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if a, err = create(name, size, opts); errors.Is(err, fs.ErrExist) {
+			return again{err} // created by another process in the meantime
+		}
+		created = err == nil
+		return err
+	})
+	return a, created, err
+}
+
+func create(name string, size int64, opts []Option) (*attachment, error) {
+	c, err := newConfig(opts, createOptions)
+	if err != nil {
+		return nil, err
+	}
+	unique := name == ""
+	if unique {
+		name = uniqueName()
+	}
+	if name, err = checkName(name); err != nil {
+		return nil, err
+	}
+	switch {
+	case size <= 0:
+		return nil, fmt.Errorf("%w: size %d", fs.ErrInvalid, size)
+	case size > math.MaxInt-maxHeaderSize:
+		return nil, fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
+	}
+	firstReap()
+	a, err := newBlock(size, c)
+	if errors.Is(err, ErrNoSpace) {
+		if names, _ := Reap(); len(names) > 0 {
+			a, err = newBlock(size, c)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.name = name
+	for err = a.publish(); unique && errors.Is(err, fs.ErrExist); err = a.publish() {
+		a.name = uniqueName()
+	}
+	if err != nil {
+		a.discard()
+		return nil, err
+	}
+	return a, nil
+}
+
+// newBlock makes a block that only its name is missing to.
+func newBlock(size int64, c config) (*attachment, error) {
+	a := &attachment{raw: c.has(optHeaderless)}
+	if !a.raw {
+		var flags uint32
+		if c.has(optPersistent) {
+			flags |= flagPersistent
+		}
+		if c.has(optSparse) {
+			flags |= flagSparse
+		}
+		a.layout = newLayout(size, flags)
+	}
+	length := int(size) + a.layout.headerSize
+	var err error
+	if a.obj, err = createObject(int64(length), c.perm, c.has(optSparse)); err != nil {
+		return nil, err
+	}
+	if err = a.mmap(length, length, c); err == nil && !a.raw {
+		err = a.found()
+	}
+	if err != nil {
+		a.discard()
+		return nil, err
+	}
+	return a, nil
+}
+
+// publish gives the block its name, which a dead block must make free.
+func (a *attachment) publish() error {
+	return patiently(func() error {
+		err := a.obj.publish(a.name)
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		var transient again
+		reaped, reapErr := reap(a.name)
+		if reaped || errors.Is(reapErr, fs.ErrNotExist) || errors.As(reapErr, &transient) {
+			return again{err}
+		}
+		return err
+	})
+}
+
+func open(name string, opts []Option) (a *attachment, err error) {
+	c, err := newConfig(opts, openOptions)
+	if err != nil {
+		return nil, err
+	}
+	if name, err = checkName(name); err != nil {
+		return nil, err
+	}
+	err = patiently(func() (err error) {
+		a, err = openOnce(name, c)
+		return err
+	})
+	return a, err
+}
+
+func openOnce(name string, c config) (*attachment, error) {
+	a := &attachment{name: name, raw: c.has(optHeaderless), readOnly: c.has(optReadOnly)}
+	var err error
+	// Write permission is needed to be counted, so it is asked for even to read.
+	a.obj, err = openObject(name, !a.raw || !a.readOnly)
+	if a.readOnly && errors.Is(err, fs.ErrPermission) {
+		a.obj, err = openObject(name, false)
+	}
+	if err != nil {
+		return nil, soon(err)
+	}
+	if err := a.join(c); err != nil {
+		a.discard()
+		return nil, err
+	}
+	return a, nil
+}
+
+// join attaches to the object that is open.
+func (a *attachment) join(c config) error {
+	info, err := a.obj.stat()
+	if err != nil {
+		return err
+	}
+	if a.raw {
+		return a.openRaw(info, c)
+	}
+	return a.openManaged(info, c)
+}
+
+func (a *attachment) openManaged(info objectInfo, c config) (err error) {
+	if a.layout, _, err = readHeader(a.obj, info.size); err != nil {
+		return err
+	}
+	if err := a.obj.lockable(); err != nil {
+		return err
+	}
+	length := int64(a.layout.headerSize) + a.layout.capacity
+	if length > math.MaxInt {
+		return fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, length)
+	}
+	writable := int(length)
+	switch {
+	case !a.obj.writable:
+		writable = 0
+	case a.readOnly:
+		writable = a.layout.headerSize // for the count
+	}
+	if err := a.mmap(int(length), writable, c); err != nil {
+		return err
+	}
+	return a.attach()
+}
+
+func (a *attachment) openRaw(info objectInfo, c config) error {
+	switch _, _, err := readHeader(a.obj, info.size); {
+	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):
+		return fmt.Errorf("%w: option Headerless for a block with a header", fs.ErrInvalid)
+	case !errors.Is(err, ErrNotSegment):
+		return err
+	case info.size == 0: // its creator has not come to setting the size
+		return fmt.Errorf("%w: empty", ErrNotSegment)
+	case info.size > math.MaxInt:
+		return fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, info.size)
+	}
+	writable := int(info.size)
+	if a.readOnly {
+		writable = 0
+	}
+	return a.mmap(int(info.size), writable, c)
+}
+
+func (a *attachment) mmap(length, writable int, c config) error {
+	mem, err := a.obj.mmap(length, writable, c.has(optPrefault))
+	if err != nil {
+		return err
+	}
+	a.mem, a.data = mem, mem[a.layout.headerSize:]
+	a.gate.Init(a.free)
+	return nil
+}
+
+// discard gives up an attachment that has come to nothing.
+func (a *attachment) discard() {
+	a.obj.unlock()
+	a.free()
+}
+
+// free gives back what an attachment without locks has of the system.
+func (a *attachment) free() {
+	if a.mem != nil {
+		munmap(a.mem)
+	}
+	a.obj.close()
+}
+
+// close detaches, and reports whether it was the first to. Calls in progress
+// keep the memory until they are done.
+func (a *attachment) close() bool {
+	if !a.gate.Close() {
+		return false
+	}
+	if !a.raw {
+		a.detach()
+	}
+	a.gate.Release()
+	return true
+}
+
+// enter begins a call that uses the attachment; leave ends it.
+func (s *Segment) enter(op string) (*handle, gate.Token, error) {
+	if s == nil || s.h == nil {
+		return nil, nil, pathError(op, "", fs.ErrInvalid)
+	}
+	token, ok := s.h.gate.Enter()
+	if !ok {
+		return nil, nil, pathError(op, s.h.name, fs.ErrClosed)
+	}
+	return s.h, token, nil
+}
+
+func (h *handle) leave(token gate.Token) {
+	h.gate.Leave(token)
+	runtime.KeepAlive(h) // a handle in use must not be found dropped
+}
+
+// Close detaches from the block. If nobody else is attached, the block is
+// unlinked, unless it is [Persistent] or [Headerless]. Close does not wait for
+// calls in progress, and waits for other processes no longer than two seconds
+// even if one has been stopped at the worst moment. A second Close returns
+// [fs.ErrClosed].
+//
+// All slices from Bytes are invalid from then on; using one can crash the
+// program.
+func (s *Segment) Close() error {
+	if s == nil || s.h == nil {
+		return pathError("close", "", fs.ErrInvalid)
+	}
+	if !s.h.close() {
+		return pathError("close", s.h.name, fs.ErrClosed)
+	}
+	s.h.unwatch()
+	return nil
+}
+
+// Name returns the name of the block, without a leading slash.
+func (s *Segment) Name() string {
+	if s == nil || s.h == nil {
+		return ""
+	}
+	return s.h.name
+}
+
+// Cap returns how many bytes the block can hold, which never changes.
+func (s *Segment) Cap() int64 {
+	if s == nil || s.h == nil {
+		return 0
+	}
+	return int64(len(s.h.data))
+}
+
+// Size returns how many bytes the block holds, 0 if the Segment is closed.
+func (s *Segment) Size() int64 {
+	h, token, err := s.enter("size")
+	if err != nil {
+		return 0
+	}
+	defer h.leave(token)
+	size, _ := h.size()
+	return size
+}
+
+// size returns ErrFault if the header is gone.
+func (a *attachment) size() (size int64, err error) {
+	err = a.guard(func() error {
+		size = a.loadSize()
+		return nil
+	})
+	return size, err
+}
+
+// loadSize is size for those who stand guard themselves. A size beyond the
+// capacity can only be a peer's scribble.
+func (a *attachment) loadSize() int64 {
+	if a.raw {
+		return int64(len(a.data))
+	}
+	return int64(min(header(a.mem).size().Load(), uint64(len(a.data))))
+}
+
+// Refs returns how many Segments, in all processes, are attached to the block.
+// It is for people to look at: processes that were killed are counted until the
+// block ends, and those that may only read are not counted. It is 0 for a
+// Headerless block and if the Segment is closed.
+func (s *Segment) Refs() int {
+	h, token, err := s.enter("refs")
+	if err != nil {
+		return 0
+	}
+	defer h.leave(token)
+	if h.raw {
+		return 0
+	}
+	refs := 0
+	h.words(func(w header) { refs = refCount(w) })
+	return refs
+}
+
+// Truncate sets the Size of the block to n bytes, 0 to Cap, for all processes.
+// Bytes cut off read as zero if the block grows again; to that end they are
+// cleared, which takes as long as writing them.
+//
+// The error is [fs.ErrInvalid] for another n, [ErrReadOnly], [ErrFault],
+// [fs.ErrClosed], [errors.ErrUnsupported] for a Headerless block, or [ErrBusy]
+// if others keep changing Size for two seconds. Of bytes that are written at
+// the same time beyond n, some may be left.
+func (s *Segment) Truncate(n int64) error {
+	h, token, err := s.enter("truncate")
+	if err != nil {
+		return err
+	}
+	defer h.leave(token)
+	return pathError("truncate", h.name, h.truncate(n))
+}
+
+func (a *attachment) truncate(n int64) error {
+	switch {
+	case a.readOnly:
+		return ErrReadOnly
+	case a.raw:
+		return fmt.Errorf("%w: Truncate of a Headerless block", errors.ErrUnsupported)
+	case n < 0 || n > int64(len(a.data)):
+		return fmt.Errorf("%w: size %d of at most %d", fs.ErrInvalid, n, len(a.data))
+	}
+	return a.guard(func() error {
+		// All bytes beyond size are zero, so that a block grows by nothing but
+		// setting size. So they are cleared while they still are below size: a
+		// writer that appends in the meantime makes the swap fail.
+		h := header(a.mem)
+		for end := time.Now().Add(patience); ; {
+			size := h.size().Load()
+			a.clear(n, int64(min(size, h.written().Load(), uint64(len(a.data)))))
+			if h.size().CompareAndSwap(size, uint64(n)) {
+				return nil
+			}
+			if time.Now().After(end) {
+				return ErrBusy
+			}
+		}
+	})
+}
+
+// clear makes data[from:to] zero; the pages of a sparse block are given back.
+func (a *attachment) clear(from, to int64) {
+	if from >= to {
+		return
+	}
+	if head := int64(a.layout.headerSize); a.layout.sparse() && a.obj.punch(head+from, to-from) == nil {
+		return
+	}
+	clear(a.data[from:to])
+}
+
+// Bytes returns the memory of the block itself: its length is Size at this
+// moment, its capacity Cap. What is stored in it is seen by all processes, and
+// to share it in an orderly way is up to them.
+//
+// The slice is valid until Close, and reading or writing it later, or when
+// another program has truncated the block, or (for a Sparse block) when memory
+// has run out, crashes the program, as writing to it does if the Segment is
+// [ReadOnly]. [Segment.View] is without these dangers. Bytes returns
+// nil if the Segment is closed.
+func (s *Segment) Bytes() []byte {
+	h, token, err := s.enter("bytes")
+	if err != nil {
+		return nil
+	}
+	defer h.leave(token)
+	var b []byte
+	h.guard(func() error {
+		b = h.lend()
+		return nil
+	})
+	if b != nil {
+		h.lent.Store(true)
+	}
+	return b
+}
+
+// lend returns the bytes of the block for somebody to do with as they like.
+func (a *attachment) lend() []byte {
+	if !a.raw && !a.readOnly {
+		raise(header(a.mem).written(), uint64(len(a.data)))
+	}
+	return a.data[:a.loadSize():len(a.data)]
+}
+
+// View calls f with the memory of the block, as Bytes returns it, and returns
+// what f returns. The memory stays until f is done, even if the Segment is
+// closed in the meantime; f may close it itself. If memory cannot be accessed
+// because another program has truncated the block, or has run out for a Sparse
+// one, or if f writes to it and the Segment is [ReadOnly], f is ended there as
+// by a panic and View returns [ErrFault]; that holds for what f does itself, not
+// for goroutines that it starts. f must not keep the slice.
+//
+// View returns [fs.ErrClosed] without calling f if the Segment is closed.
+func (s *Segment) View(f func(b []byte) error) error {
+	h, token, err := s.enter("view")
+	if err != nil {
+		return err
+	}
+	defer h.leave(token)
+	// What f returns is its own; only what went wrong here gets our name.
+	var own error
+	err = h.guard(func() error {
+		own = f(h.lend())
+		return nil
+	})
+	if err != nil {
+		return pathError("view", h.name, err)
+	}
+	return own
+}
+
+// Unlink takes the block's name away at once, so that nobody can attach any
+// more and a new block can have the name. Everybody who is attached, this
+// Segment included, keeps the memory until they detach.
+//
+// The error is [fs.ErrNotExist] if the block has lost its name already,
+// [fs.ErrPermission], [ErrBusy] or [fs.ErrClosed].
+func (s *Segment) Unlink() error {
+	h, token, err := s.enter("unlink")
+	if err != nil {
+		return err
+	}
+	defer h.leave(token)
+	return pathError("unlink", h.name, h.unlink())
+}
+
+func (a *attachment) unlink() error {
+	if !a.obj.writable { // it cannot lock
+		return unlink(a.name, a.obj)
+	}
+	if err := a.lockMutex(); err != nil {
+		return err
+	}
+	defer a.unlockMutex()
+	return unlinkIfNamed(a.obj, a.name)
+}
+
+func unlinkIfNamed(o *object, name string) error {
+	named, err := o.named(name)
+	if err == nil && !named {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return err
+	}
+	return unlinkObject(name)
+}
+
+// Unlink takes the name of a block away at once; see [Segment.Unlink]. It works
+// on every kind of block, attached or not, and also on a damaged one. Somebody
+// who may unlink a block but not open it has no means to keep another process
+// from replacing it at the same moment; it is then the new one that goes.
+//
+// The error is [fs.ErrNotExist], [fs.ErrPermission], [fs.ErrInvalid] for a bad
+// name, [ErrNotSegment] for what is not a regular file, [ErrBusy], or
+// [errors.ErrUnsupported].
+func Unlink(name string) error {
+	clean, err := checkName(name)
+	if err == nil {
+		err = unlink(clean, nil)
+	}
+	return pathError("unlink", name, err)
+}
+
+// unlink takes the name away from whatever block it leads to, or, unless only
+// is nil, from that one alone.
+func unlink(name string, only *object) error {
+	return patiently(func() error {
+		if only != nil {
+			if named, err := only.named(name); err != nil || !named {
+				return cmp.Or(err, fs.ErrNotExist)
+			}
+		}
+		o, err := openObject(name, true)
+		if errors.Is(err, fs.ErrPermission) {
+			return unlinkUnopened(name)
+		}
+		if err != nil {
+			return soon(err)
+		}
+		defer o.close()
+		if _, err := o.stat(); err != nil {
+			return err
+		}
+		defer o.unlock()
+		if err := o.lock(laneMutex, alone); err != nil {
+			return soon(err)
+		}
+		if named, err := o.named(name); err == nil && !named {
+			return again{fs.ErrNotExist} // another block has the name now
+		}
+		if only != nil {
+			return unlinkIfNamed(only, name)
+		}
+		return unlinkIfNamed(o, name)
+	})
+}
+
+// List returns the blocks there are, Headerless ones included, in no order.
+// Those that this process may not read are left out, and so is what has a name
+// that no block can have. It takes no locks and disturbs nobody.
+func List() ([]Info, error) {
+	var list []Info
+	err := listObjects(func(name string) bool {
+		if info, err := inspect(name); err == nil {
+			list = append(list, info)
+		}
+		return true
+	})
+	return list, pathError("list", "", err)
+}
+
+// Reap unlinks all blocks that nobody is attached to and that are not
+// Persistent, as far as this process may, and returns their names. Such blocks
+// are what killed processes leave behind. Create does the same by itself when
+// memory runs out, and for about 10 milliseconds the first time it is called.
+func Reap() (names []string, err error) {
+	names, err = reapUntil(time.Time{})
+	return names, pathError("reap", "", err)
+}
+
+func reapUntil(end time.Time) (names []string, err error) {
+	err = listObjects(func(name string) bool {
+		if _, err := checkName(name); err == nil {
+			if reaped, _ := reap(name); reaped {
+				names = append(names, name)
+			}
+		}
+		return end.IsZero() || time.Now().Before(end)
+	})
+	return names, err
+}
+
+// firstReap cleans up after those who were killed, once in a process.
+var firstReap = sync.OnceFunc(func() { reapUntil(time.Now().Add(10 * time.Millisecond)) })
+
+// checkName returns name as the platform functions take it.
+func checkName(name string) (string, error) {
+	name = strings.TrimPrefix(name, "/")
+	ok := name != "" && len(name) <= maxName && name[0] != '.'
+	for _, c := range []byte(name) {
+		ok = ok && ('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+			c == '.' || c == '_' || c == '-')
+	}
+	if !ok {
+		return "", fmt.Errorf("%w: bad name", fs.ErrInvalid)
+	}
+	return name, nil
+}
+
+// uniqueName makes up a name that nobody else does: 80 random bits.
+func uniqueName() string {
+	return "shm-" + strings.ToLower(rand.Text()[:16])
+}
+
+var _ interface {
+	io.ReadWriteSeeker
+	io.Closer
+	io.ReaderAt
+	io.WriterAt
+	io.ReaderFrom
+	io.WriterTo
+	io.ByteReader
+	io.ByteWriter
+	io.StringWriter
+	fs.File
+} = (*Segment)(nil)

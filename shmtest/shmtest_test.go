@@ -1,0 +1,144 @@
+package shmtest_test
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/shmtest"
+)
+
+func TestMain(m *testing.M) {
+	shmtest.VerifyTestMain(m, shmtest.IgnoreName("shmtest-dropped"))
+}
+
+type fakeT struct{ errors []string }
+
+func (t *fakeT) Error(args ...any) { t.errors = append(t.errors, fmt.Sprint(args...)) }
+
+type fakeM struct{ exitCode int }
+
+func (m fakeM) Run() int { return m.exitCode }
+
+var (
+	_ shmtest.TestingT = testing.TB(nil)
+	_ shmtest.TestingM = (*testing.M)(nil)
+)
+
+func create(t *testing.T, name string, opts ...shm.Option) *shm.Segment {
+	t.Helper()
+	seg, err := shm.Create(name, 100, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		seg.Unlink()
+		seg.Close()
+		shm.Unlink(seg.Name())
+	})
+	return seg
+}
+
+// unique returns a name with a prefix of its own.
+func unique(prefix string) string { return fmt.Sprintf("%s-%d", prefix, os.Getpid()) }
+
+func TestVerifyNone(t *testing.T) {
+	var clean fakeT
+	current := shmtest.IgnoreCurrent()
+	shmtest.VerifyNone(&clean, current)
+	if clean.errors != nil {
+		t.Errorf("found without reason: %v", clean.errors)
+	}
+	seg := create(t, "")
+	var open fakeT
+	shmtest.VerifyNone(&open, current)
+	if len(open.errors) != 1 || !strings.Contains(open.errors[0], seg.Name()) || !strings.Contains(open.errors[0], "shmtest_test.go") {
+		t.Errorf("found %v", open.errors)
+	}
+	if err := shmtest.Find(current, shmtest.IgnoreName(seg.Name())); err != nil {
+		t.Errorf("ignored by name, found %v", err)
+	}
+	if err := shmtest.Find(shmtest.IgnoreCurrent()); err != nil {
+		t.Errorf("ignored by time, found %v", err)
+	}
+	seg.Close()
+	if err := shmtest.Find(current); err != nil {
+		t.Errorf("closed, found %v", err)
+	}
+}
+
+func TestName(t *testing.T) {
+	current := shmtest.IgnoreCurrent()
+	seg := create(t, "", shm.Persistent())
+	seg.Close()
+	if err := shmtest.Find(current); err == nil || !strings.Contains(err.Error(), "still has its name") {
+		t.Errorf("found %v", err)
+	}
+	if err := shmtest.Find(shmtest.IgnoreCurrent()); err != nil {
+		t.Errorf("ignored by time, found %v", err)
+	}
+	if err := shm.Unlink(seg.Name()); err != nil {
+		t.Fatal(err)
+	}
+	if err := shmtest.Find(current); err != nil {
+		t.Errorf("unlinked, found %v", err)
+	}
+}
+
+func TestDropped(t *testing.T) {
+	current := shmtest.IgnoreCurrent()
+	found := make(chan bool)
+	previous := shm.OnLeak(func(shm.Leak) { close(found) })
+	defer func() { shm.OnLeak(previous) }()
+	func() {
+		if _, err := shm.Create(unique("shmtest-dropped"), 100); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	runtime.GC()
+	<-found
+	if err := shmtest.Find(current); err == nil || !strings.Contains(err.Error(), "dropped without Close") {
+		t.Errorf("found %v", err)
+	}
+}
+
+func TestVerifyTestMain(t *testing.T) {
+	current := shmtest.IgnoreCurrent()
+	for _, tt := range []struct {
+		leak, always bool
+		in, out      int
+	}{
+		{false, false, 0, 0}, {false, true, 2, 2}, {false, false, 2, 2},
+		{true, false, 0, 1}, {true, true, 0, 1}, {true, false, 2, 2}, {true, true, 2, 2},
+	} {
+		t.Run(fmt.Sprint(tt), func(t *testing.T) {
+			if tt.leak {
+				seg := create(t, "")
+				defer seg.Close()
+			}
+			exitCode := -1
+			opts := []shmtest.Option{current, shmtest.Cleanup(func(c int) { exitCode = c })}
+			if tt.always {
+				opts = append(opts, shmtest.RunOnFailure())
+			}
+			shmtest.VerifyTestMain(fakeM{tt.in}, opts...)
+			if exitCode != tt.out {
+				t.Errorf("exit status %d, want %d", exitCode, tt.out)
+			}
+		})
+	}
+}
+
+func TestCleanup(t *testing.T) {
+	if err := shmtest.Find(shmtest.Cleanup(func(int) {})); err == nil {
+		t.Error("Find takes Cleanup")
+	}
+	called := false
+	shmtest.VerifyNone(t, shmtest.IgnoreCurrent(), shmtest.Cleanup(func(int) { called = true }))
+	if !called {
+		t.Error("not called")
+	}
+}
