@@ -1,0 +1,334 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/shmkit/shm"
+)
+
+func TestMain(m *testing.M) {
+	// Under -race every process sleeps for a second before it exits, unless told
+	// otherwise, and there are hundreds.
+	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
+	testscript.Main(m, map[string]func(){"shm": main}) // and puts shm into PATH
+}
+
+func TestScripts(t *testing.T) {
+	skipUnsupported(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                filepath.Join("testdata", "script"),
+		RequireUniqueNames: true,
+		Setup: func(env *testscript.Env) error {
+			name := uniqueName()
+			env.Setenv("NAME", name)
+			env.Setenv("GORACE", os.Getenv("GORACE"))
+			env.Defer(func() {
+				if err := shm.Unlink(name); !errors.Is(err, fs.ErrNotExist) {
+					env.T().Log("left by the script:", name, err)
+				}
+			})
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "large" {
+				return strconv.IntSize == 64, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status},
+	})
+}
+
+// status runs a command and checks its exit status.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N COMMAND [ARG...]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("exit status %d, want %s", got, args[0])
+	}
+}
+
+func TestStreamOfBinaryData(t *testing.T) {
+	name := newName(t)
+	data := make([]byte, 5<<20+123)
+	rand.Read(data)
+	// Through pipes, which are the case of unknown size.
+	if out := output(t, bytes.NewReader(data), 0, "put", name); len(out) != 0 {
+		t.Errorf("put prints %q", out)
+	}
+	if got := output(t, nil, 0, "get", name); !bytes.Equal(got, data) {
+		t.Errorf("get returns %d bytes, and not the %d put", len(got), len(data))
+	}
+	// From a file, of whose offset the beginning counts.
+	path := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	f.Seek(100, io.SeekStart)
+	output(t, f, 0, "put", "--force", name)
+	if got := output(t, nil, 0, "get", name); !bytes.Equal(got, data[100:]) {
+		t.Errorf("get returns %d bytes, and not the %d put", len(got), len(data)-100)
+	}
+	output(t, nil, 0, "rm", name)
+}
+
+func TestForeignBlock(t *testing.T) {
+	name := newName(t)
+	seg, err := shm.Create(name, 5, shm.Headerless())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	io.WriteString(seg, "bytes")
+	if got := output(t, nil, 0, "get", name); string(got) != "bytes" {
+		t.Errorf("get returns %q", got)
+	}
+	if b := list(t)[name]; b != nil {
+		t.Errorf("ls shows it: %+v", b)
+	}
+	b := list(t, "--all")[name]
+	if b == nil || b.State != "raw" || !b.Headerless || b.Size != 5 || !b.Created.IsZero() {
+		t.Errorf("ls --all shows %+v", b)
+	}
+}
+
+func TestListJSON(t *testing.T) {
+	name := newName(t)
+	output(t, strings.NewReader("some"), 0, "put", "--size", "1MiB", "--perm", "0640", name)
+	b := list(t)[name]
+	if b == nil || b.Size != 4 || b.Cap != 1<<20 || b.Refs != 0 || b.State != "kept" || b.Mode != "0640" || len(b.ID) != 32 {
+		t.Errorf("ls --json shows %+v", b)
+	}
+	if b != nil && (b.Created.IsZero() || b.Creator == 0) {
+		t.Errorf("created %v by %d", b.Created, b.Creator)
+	}
+}
+
+func TestHoldUntilSignal(t *testing.T) {
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		t.Run(sig.String(), func(t *testing.T) {
+			name := newName(t)
+			hold := start(t, "hold", name, "--size", "64KiB")
+			hold.expect("holding " + name)
+			if b := list(t)[name]; b == nil || b.Refs != 1 || b.State != "attached" {
+				t.Errorf("held block: %+v", b)
+			}
+			hold.Process.Signal(sig)
+			hold.expectStatus(0)
+			wantGone(t, name)
+		})
+	}
+}
+
+func TestPutHold(t *testing.T) {
+	name := newName(t)
+	put := start(t, "put", "--hold", name)
+	io.WriteString(put.in, "content")
+	put.in.Close()
+	put.expect("holding " + name)
+	if got := output(t, nil, 0, "get", name); string(got) != "content" {
+		t.Errorf("get returns %q", got)
+	}
+	put.Process.Signal(os.Interrupt)
+	put.expectStatus(0)
+	wantGone(t, name)
+}
+
+func TestPutInterrupted(t *testing.T) {
+	name := newName(t)
+	put := start(t, "put", name)
+	// More than a pipe holds: put has begun to read, so the block is there.
+	put.write(make([]byte, 1<<20))
+	if _, err := shm.Stat(name); err != nil {
+		t.Error(err)
+	}
+	put.Process.Signal(os.Interrupt)
+	put.expectStatus(130)
+	wantGone(t, name)
+}
+
+func TestBrokenPipe(t *testing.T) {
+	name := newName(t)
+	output(t, bytes.NewReader(make([]byte, 1<<20)), 0, "put", name)
+	get := start(t, "get", name)
+	if _, err := io.ReadFull(get.out, make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	get.closeOut()
+	get.expectStatus(128 + int(syscall.SIGPIPE))
+	if get.stderr.Len() > 0 {
+		t.Errorf("get says %q", &get.stderr)
+	}
+}
+
+// A killed process leaves a dead block, which is for anybody to remove.
+func TestReap(t *testing.T) {
+	name := newName(t)
+	hold := start(t, "hold", name, "--size", "64KiB")
+	hold.expect("holding " + name)
+	hold.Process.Kill()
+	hold.Wait()
+	if _, err := shm.Open(name); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("open of a dead block: %v", err)
+	}
+	var names []string
+	out := output(t, nil, 0, "reap", "--json")
+	if err := json.Unmarshal(out, &names); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	wantGone(t, name)
+}
+
+func list(t *testing.T, args ...string) map[string]*jsonBlock {
+	t.Helper()
+	var blocks []*jsonBlock
+	out := output(t, nil, 0, append([]string{"ls", "--json"}, args...)...)
+	if err := json.Unmarshal(out, &blocks); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	byName := map[string]*jsonBlock{}
+	for _, b := range blocks {
+		byName[b.Name] = b
+	}
+	return byName
+}
+
+func skipUnsupported(t *testing.T) {
+	t.Helper()
+	if _, err := shm.List(); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no shared memory on this system")
+	}
+}
+
+func uniqueName() string { return "shmcmd-" + strings.ToLower(rand.Text()) }
+
+// newName returns a name for a block, which is removed at the end of the test.
+func newName(t *testing.T) string {
+	t.Helper()
+	skipUnsupported(t)
+	name := uniqueName()
+	t.Cleanup(func() { shm.Unlink(name) })
+	return name
+}
+
+func wantGone(t *testing.T, name string) {
+	t.Helper()
+	if info, err := shm.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("block is still there: %+v, %v", info, err)
+	}
+}
+
+// output runs shm to its end and returns its standard output.
+func output(t *testing.T, in io.Reader, status int, args ...string) []byte {
+	t.Helper()
+	cmd := exec.Command("shm", args...)
+	cmd.Stdin = in
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, _ := cmd.Output()
+	if got := cmd.ProcessState.ExitCode(); got != status {
+		t.Fatalf("shm %q: exit status %d, want %d\n%s", args, got, status, &stderr)
+	}
+	return out
+}
+
+// process is a shm that runs beside the test, and is killed with it.
+type process struct {
+	*exec.Cmd
+	t        *testing.T
+	in       io.WriteCloser
+	out      *bufio.Reader
+	closeOut func() error
+	stderr   bytes.Buffer
+}
+
+func start(t *testing.T, args ...string) *process {
+	t.Helper()
+	p := &process{Cmd: exec.Command("shm", args...), t: t}
+	p.Stderr = &p.stderr
+	in, err := p.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.in, p.out, p.closeOut = in, bufio.NewReader(out), out.Close
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if p.ProcessState == nil {
+			p.Process.Kill()
+			p.Wait()
+		}
+	})
+	return p
+}
+
+func (p *process) write(data []byte) {
+	p.t.Helper()
+	if _, err := p.in.Write(data); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// hear returns the next line of standard output.
+func (p *process) hear() string {
+	p.t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil {
+		p.Process.Kill()
+		p.Wait()
+		p.t.Fatalf("%v: %v after %q\n%s", p.Args, err, line, &p.stderr)
+	}
+	return strings.TrimSuffix(line, "\n")
+}
+
+func (p *process) expect(line string) {
+	p.t.Helper()
+	if got := p.hear(); got != line {
+		p.t.Fatalf("%v prints %q, want %q", p.Args, got, line)
+	}
+}
+
+// expectStatus waits for the end of the process and returns what it printed.
+func (p *process) expectStatus(status int) string {
+	p.t.Helper()
+	rest, _ := io.ReadAll(p.out)
+	p.Wait()
+	if got := p.ProcessState.ExitCode(); got != status {
+		p.t.Fatalf("%v: %v, want status %d\n%s%s", p.Args, p.ProcessState, status, rest, &p.stderr)
+	}
+	return string(rest)
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+)
+
+// byteSize is a number of bytes as a flag.
+type byteSize int64
+
+func (s *byteSize) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return strings.ReplaceAll(humanize.IBytes(uint64(*s)), " ", "")
+}
+
+func (s *byteSize) Type() string { return "SIZE" }
+
+// Set takes a bare K, M, G and so on for powers of 1024, as dd, head and
+// truncate do.
+func (s *byteSize) Set(text string) error {
+	if last := len(text) - 1; last > 0 && strings.IndexByte("kKmMgGtTpPeE", text[last]) >= 0 {
+		text += "iB"
+	}
+	n, err := humanize.ParseBytes(text)
+	if err != nil || n < 1 || n > math.MaxInt64 {
+		return fmt.Errorf("not a size of 1 byte or more, such as 4096 or 64MiB")
+	}
+	*s = byteSize(n)
+	return nil
+}
+
+// permissions are permission bits, in octal, as a flag.
+type permissions fs.FileMode
+
+func (p *permissions) String() string { return fmt.Sprintf("%#o", *p) }
+func (p *permissions) Type() string   { return "MODE" }
+
+func (p *permissions) Set(text string) error {
+	n, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || fs.FileMode(n)&^fs.ModePerm != 0 {
+		return fmt.Errorf("not octal permissions such as 0640")
+	}
+	*p = permissions(n)
+	return nil
+}
+
+// iec returns n for people, in powers of 1024.
+func iec(n int64) string { return humanize.IBytesN(uint64(max(n, 0)), 3) }
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return "1 " + word
+	}
+	return fmt.Sprintf("%d %ss", n, word)
+}
