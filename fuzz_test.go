@@ -355,3 +355,54 @@ func FuzzEmbedded(f *testing.F) {
 		}
 	})
 }
+
+// FuzzFromFile attaches to a file with any content, sealed and not.
+func FuzzFromFile(f *testing.F) {
+	seg, err := shm.Anonymous(10000)
+	if errors.Is(err, errors.ErrUnsupported) {
+		f.Skip("no anonymous blocks on this system")
+	}
+	if err != nil {
+		f.Fatal(err)
+	}
+	file, err := seg.File()
+	if err != nil {
+		f.Fatal(err)
+	}
+	header := make([]byte, 320)
+	file.ReadAt(header, 0)
+	file.Close()
+	seg.Close()
+	f.Add(header, true)
+	f.Add(header[:64], false)
+	f.Add(bytes.Repeat([]byte{0xff}, 320), true)
+	f.Add(append(header[:64:64], bytes.Repeat([]byte{0xff}, 256)...), true)
+	f.Fuzz(func(t *testing.T, header []byte, checksum bool) {
+		shm.SetPatience(t, time.Millisecond)
+		if checksum && len(header) >= 64 {
+			binary.NativeEndian.PutUint32(header[60:], crc32.Checksum(header[:60], crc32.MakeTable(crc32.Castagnoli)))
+		}
+		seg, err := shm.Anonymous(10000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer seg.Close()
+		file, err := seg.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if _, err := file.WriteAt(header[:min(len(header), 10000)], 0); err != nil {
+			t.Fatal(err)
+		}
+		everything(seg)
+		for _, opts := range [][]shm.Option{nil, {shm.ReadOnly()}, {shm.Headerless()}, {shm.Headerless(), shm.ReadOnly()}} {
+			peer, err := shm.FromFile(file, opts...)
+			if err != nil {
+				continue
+			}
+			everything(peer)
+			peer.Close()
+		}
+	})
+}

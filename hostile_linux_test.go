@@ -488,6 +488,9 @@ func TestHeaderFields(t *testing.T) {
 				wantErr(t, what+": Open", tryOpen(name), name, want)
 				wantErr(t, what+": Open ReadOnly", tryOpen(name, shm.ReadOnly()), name, want)
 				mustStay(t, name)
+			case off == atFlags && v&4 != 0: // anonymous, and yet it has a name
+				wantErr(t, what+": Open", tryOpen(name), name, shm.ErrCorrupt)
+				mustStay(t, name)
 			case persistent:
 				wantErr(t, what+": Open", tryOpen(name), name, nil)
 				mustStay(t, name)

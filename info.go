@@ -111,7 +111,9 @@ func (a *attachment) stat() (*Info, error) {
 			return nil, err
 		}
 	}
-	info.Linked, err = a.obj.named(a.name)
+	if info.Linked = false; !a.layout.anonymous() {
+		info.Linked, err = a.obj.named(a.name)
+	}
 	return &info, err
 }
 

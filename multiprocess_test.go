@@ -62,6 +62,12 @@ var verbs = map[string]func(a *actor, args []string) (string, error){
 		id, err := a.identity(err)
 		return fmt.Sprintf("%v %s", created, id), err
 	},
+	"take": func(a *actor, args []string) (_ string, err error) {
+		f := os.NewFile(3, "handed") // the first of ExtraFiles
+		defer f.Close()
+		a.seg, err = shm.FromFile(f, agentOptions(args)...)
+		return a.identity(err)
+	},
 	"close":  func(a *actor, _ []string) (string, error) { return "closed", a.seg.Close() },
 	"unlink": func(a *actor, _ []string) (string, error) { return "unlinked", a.seg.Unlink() },
 	"refs":   func(a *actor, _ []string) (string, error) { return strconv.Itoa(a.seg.Refs()), nil },

@@ -55,9 +55,11 @@ const (
 	optHeaderless
 	optSparse
 	optPrefault
+	optAnonymous // set by Anonymous itself
 
-	openOptions   = optReadOnly | optHeaderless | optPrefault
-	createOptions = optPersistent | optPerm | optHeaderless | optSparse | optPrefault
+	openOptions      = optReadOnly | optHeaderless | optPrefault
+	anonymousOptions = optSparse | optPrefault
+	createOptions    = optPersistent | optPerm | optHeaderless | optSparse | optPrefault
 )
 
 func (s optionSet) String() string {

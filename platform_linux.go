@@ -1,12 +1,14 @@
 package shm
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -391,4 +393,158 @@ func ioErr(call string, err error) error {
 		return errWouldBlock
 	}
 	return os.NewSyscallError(call, err)
+}
+
+// createAnonymous makes an object of size bytes that can have no name, and that
+// nobody can make shorter or longer; see memfd_create(2). Unless sparse, the
+// memory is reserved, so that no later access can fail.
+func createAnonymous(size int64, sparse bool) (*object, error) {
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("shm", flags|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate("shm", flags)
+	}
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return nil, fmt.Errorf("%w: no memfd_create: %w", errors.ErrUnsupported, err)
+	case err != nil:
+		return nil, spaceErr(err)
+	}
+	o := &object{fd: fd, writable: true}
+	if err := o.prepareAnonymous(size, sparse); err != nil {
+		o.close()
+		return nil, spaceErr(err)
+	}
+	return o, nil
+}
+
+func (o *object) prepareAnonymous(size int64, sparse bool) error {
+	if !sparse && !available(size) {
+		return unix.ENOSPC
+	}
+	if err := o.prepare(size, 0o600, sparse); err != nil {
+		return err
+	}
+	_, err := unix.FcntlInt(uintptr(o.fd), unix.F_ADD_SEALS, fixedSize|unix.F_SEAL_SEAL)
+	return err
+}
+
+const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+
+// sealed reports whether nobody can change the size of the object.
+func (o *object) sealed() bool {
+	seals, err := unix.FcntlInt(uintptr(o.fd), unix.F_GET_SEALS, 0)
+	return err == nil && seals&fixedSize == fixedSize
+}
+
+// available reports whether size bytes of memory can be had. Anonymous memory
+// has no file system that is full in time: to reserve more than there is calls
+// the OOM killer. Where the amount is small enough not to matter, or the system
+// does not say, the answer is yes.
+func available(size int64) bool {
+	const little = 16 << 20
+	if size < little {
+		return true
+	}
+	f, err := os.Open("/proc/meminfo") // proc(5)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	var free, kib int64
+	var found bool
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var key string
+		fmt.Sscan(lines.Text(), &key, &kib)
+		if key == "MemAvailable:" || key == "SwapFree:" {
+			found = true
+			free += kib << 10
+		}
+	}
+	return !found || size <= free
+}
+
+// fromFD returns a handle of its own on the object that fd is open on, for
+// reading and writing if fd is. fd can be anything: what is not in shared
+// memory is ErrNotSegment, and nothing is done to it that could wait or have
+// an effect.
+func fromFD(fd uintptr) (*object, error) {
+	// The kernel alone answers this, and only for memory: fcntl(2).
+	if _, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
+	}
+	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	if err != nil {
+		return nil, err
+	}
+	o := &object{fd: int(fd), writable: flags&unix.O_ACCMODE == unix.O_RDWR}
+	if flags&unix.O_ACCMODE == unix.O_WRONLY {
+		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
+	}
+	own, err := o.reopen(!o.writable)
+	if err != nil && o.sealed() {
+		// No /proc, or not the user who made it. It carries no locks, so that to
+		// share the description does no harm.
+		if own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			return nil, err
+		}
+	}
+	return &object{fd: own, writable: o.writable}, err
+}
+
+// reopen returns a descriptor of the object that shares no description, and so
+// no locks, with o. It needs the permission to open the object.
+func (o *object) reopen(readOnly bool) (fd int, err error) {
+	flags := unix.O_RDWR
+	if readOnly {
+		flags = unix.O_RDONLY
+	}
+	fd, err = retry(func() (int, error) {
+		return unix.Open(fmt.Sprintf("/proc/self/fd/%d", o.fd), flags|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return 0, fmt.Errorf("%w: no /proc: %w", errors.ErrUnsupported, err)
+	case errors.Is(err, unix.EAGAIN): // a lease, as in openObject
+		return 0, fmt.Errorf("%w: %w", ErrBusy, err)
+	}
+	return fd, err
+}
+
+// file returns a file open on the object, which name leads to, or led to. It is
+// opened by the name if that is possible, for then name finds it: a name from
+// linkat is unknown to the description it was given through.
+func (o *object) file(name string, readOnly bool) (*os.File, error) {
+	readOnly = readOnly || !o.writable
+	if name != "" && !o.sealed() {
+		if own, err := openObject(name, !readOnly); err == nil {
+			if own.same(o) {
+				return os.NewFile(uintptr(own.fd), name), nil
+			}
+			own.close()
+		}
+	}
+	fd, err := o.reopen(readOnly)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (o *object) same(p *object) bool {
+	var st, other unix.Stat_t
+	return unix.Fstat(o.fd, &st) == nil && unix.Fstat(p.fd, &other) == nil && st.Dev == other.Dev && st.Ino == other.Ino
+}
+
+// name returns the name that leads to the object, "" if there is none.
+func (o *object) name() string {
+	path, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", o.fd))
+	name, err := checkName(strings.TrimPrefix(path, shmDir))
+	if err != nil {
+		return ""
+	}
+	if named, _ := o.named(name); !named {
+		return ""
+	}
+	return name
 }

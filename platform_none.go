@@ -5,6 +5,7 @@ package shm
 import (
 	"errors"
 	"io/fs"
+	"os"
 )
 
 // Systems without a backend: programs that import this package still build, and
@@ -35,3 +36,10 @@ func munmap([]byte)                                   {}
 func pollable(uintptr) bool                           { return false }
 func readFD(uintptr, []byte) (int, error)             { return 0, errors.ErrUnsupported }
 func writeFD(uintptr, []byte) (int, error)            { return 0, errors.ErrUnsupported }
+
+func createAnonymous(int64, bool) (*object, error) { return nil, errors.ErrUnsupported }
+func fromFD(uintptr) (*object, error)              { return nil, errors.ErrUnsupported }
+
+func (o *object) file(string, bool) (*os.File, error) { return nil, errors.ErrUnsupported }
+func (o *object) sealed() bool                        { return false }
+func (o *object) name() string                        { return "" }

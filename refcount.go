@@ -23,7 +23,7 @@ import (
 //	     8    4  version of this layout, 1
 //	    12    4  size of the header in bytes, where the data begins
 //	    16    8  capacity: bytes of data
-//	    24    4  flags: 1 persistent, 2 sparse
+//	    24    4  flags: 1 persistent, 2 sparse, 4 anonymous
 //	    28    4  process id of the creator, as the creator saw it
 //	    32    8  time of creation, nanoseconds since 1970
 //	    40   16  id, random
@@ -47,6 +47,10 @@ import (
 //   - size is raised by a writer after the bytes are in place.
 //   - written is raised by a writer before it touches the bytes.
 //
+// An anonymous block has no name, is in no directory and cannot change its
+// size. Nobody ends it but the kernel, so it takes no locks and its state never
+// changes.
+//
 // Any process that may write to the block can put anything here, so nothing
 // read from it is believed before it is checked.
 const (
@@ -69,6 +73,7 @@ const (
 
 	flagPersistent = 1 << 0
 	flagSparse     = 1 << 1
+	flagAnonymous  = 1 << 2
 
 	stateLive = 1
 	stateDead = 2
@@ -104,6 +109,7 @@ func newLayout(capacity int64, flags uint32) layout {
 
 func (l layout) persistent() bool { return l.flags&flagPersistent != 0 }
 func (l layout) sparse() bool     { return l.flags&flagSparse != 0 }
+func (l layout) anonymous() bool  { return l.flags&flagAnonymous != 0 }
 
 // marshal returns the header of a new block that one process is attached to.
 func (l layout) marshal() []byte {
@@ -225,11 +231,13 @@ func soon(err error) error {
 // lane is held before it gets one: a block with a name had somebody attached,
 // and once nobody is, it is dead.
 func (a *attachment) found() error {
-	if err := a.obj.lockable(); err != nil {
-		return err
-	}
-	if err := a.obj.lock(laneLife, shared); err != nil {
-		return err
+	if !a.layout.anonymous() {
+		if err := a.obj.lockable(); err != nil {
+			return err
+		}
+		if err := a.obj.lock(laneLife, shared); err != nil {
+			return err
+		}
 	}
 	_, err := a.obj.writeAt(a.layout.marshal(), 0)
 	a.counted = true
@@ -240,6 +248,9 @@ func (a *attachment) found() error {
 // locks, which discard drops. It is the step that must not be half done: from
 // here on the block lives until detach.
 func (a *attachment) attach() error {
+	if a.layout.anonymous() {
+		return a.attachAnonymous()
+	}
 	if !a.obj.writable {
 		return a.attachUncounted()
 	}
@@ -299,7 +310,7 @@ func (a *attachment) share() error {
 	}
 	if named, err := a.obj.named(a.name); err != nil {
 		return err
-	} else if !named {
+	} else if !named && !a.handed {
 		return again{fs.ErrNotExist}
 	}
 	dead := false
@@ -321,6 +332,10 @@ func (a *attachment) share() error {
 func (a *attachment) detach() {
 	if !a.counted {
 		a.obj.unlock()
+		return
+	}
+	if a.layout.anonymous() {
+		a.words(func(h header) { h.count().Add(^uint32(0)) })
 		return
 	}
 	err := a.lockMutex()

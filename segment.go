@@ -125,6 +125,7 @@ type attachment struct {
 	data     []byte // mem behind the header
 	raw      bool   // without header
 	readOnly bool
+	handed   bool // came by a file; no name need lead to the object
 
 	gate gate.Gate   // keeps mem and obj while calls use them
 	lent atomic.Bool // Bytes has been called
@@ -225,11 +226,8 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 	if name, err = checkName(name); err != nil {
 		return nil, err
 	}
-	switch {
-	case size <= 0:
-		return nil, fmt.Errorf("%w: size %d", fs.ErrInvalid, size)
-	case size > math.MaxInt-maxHeaderSize:
-		return nil, fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
+	if err := checkSize(size); err != nil {
+		return nil, err
 	}
 	firstReap()
 	a, err := newBlock(size, c)
@@ -263,11 +261,19 @@ func newBlock(size int64, c config) (*attachment, error) {
 		if c.has(optSparse) {
 			flags |= flagSparse
 		}
+		if c.has(optAnonymous) {
+			flags |= flagAnonymous
+		}
 		a.layout = newLayout(size, flags)
 	}
 	length := int(size) + a.layout.headerSize
 	var err error
-	if a.obj, err = createObject(int64(length), c.perm, c.has(optSparse)); err != nil {
+	if c.has(optAnonymous) {
+		a.obj, err = createAnonymous(int64(length), c.has(optSparse))
+	} else {
+		a.obj, err = createObject(int64(length), c.perm, c.has(optSparse))
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err = a.mmap(length, length, c); err == nil && !a.raw {
@@ -344,6 +350,9 @@ func (a *attachment) join(c config) error {
 func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 	if a.layout, _, err = readHeader(a.obj, info.size); err != nil {
 		return err
+	}
+	if a.layout.anonymous() != (a.handed && a.obj.sealed()) {
+		return errNotSealed
 	}
 	if err := a.obj.lockable(); err != nil {
 		return err
@@ -456,7 +465,8 @@ func (s *Segment) Close() error {
 	return nil
 }
 
-// Name returns the name of the block, without a leading slash.
+// Name returns the name of the block, without a leading slash. That of an
+// [Anonymous] block is "", or the name of the file that [FromFile] had it from.
 func (s *Segment) Name() string {
 	if s == nil || s.h == nil {
 		return ""
@@ -651,6 +661,9 @@ func (s *Segment) Unlink() error {
 }
 
 func (a *attachment) unlink() error {
+	if a.layout.anonymous() {
+		return fs.ErrNotExist
+	}
 	if !a.obj.writable { // it cannot lock
 		return unlink(a.name, a.obj)
 	}
@@ -772,6 +785,17 @@ func checkName(name string) (string, error) {
 		return "", fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	return name, nil
+}
+
+// checkSize returns the error for a size that no new block can have.
+func checkSize(size int64) error {
+	switch {
+	case size <= 0:
+		return fmt.Errorf("%w: size %d", fs.ErrInvalid, size)
+	case size > math.MaxInt-maxHeaderSize:
+		return fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
+	}
+	return nil
 }
 
 // uniqueName makes up a name that nobody else does: 80 random bits.

@@ -1,0 +1,153 @@
+package shm
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// Anonymous creates a block without a name, with a Cap and Size of size bytes,
+// all zero, and attaches to it. The only way to it is its [Segment.File]: a
+// process that is given the file attaches by [FromFile]. Nothing of the block is
+// in /dev/shm, so nothing can be left behind, and nobody can truncate it: unless
+// it is [Sparse], no access to it can fail, not even through Bytes.
+//
+// An anonymous block exists as long as somebody is attached to it or has a file
+// of it. [Segment.Unlink] returns [fs.ErrNotExist]. Processes that were killed
+// are in [Segment.Refs] until the block ends.
+//
+// The error is [fs.ErrInvalid] for a bad option or a size below 1, [ErrNoSpace]
+// if there is not the memory or the address space for it, or
+// [errors.ErrUnsupported] elsewhere than on Linux.
+//
+// Options: [Sparse], [Prefault].
+func Anonymous(size int64, opts ...Option) (*Segment, error) {
+	a, err := anonymous(size, opts)
+	if err != nil {
+		return nil, pathError("create", "", err)
+	}
+	return &Segment{watch(a, 1)}, nil
+}
+
+func anonymous(size int64, opts []Option) (*attachment, error) {
+	c, err := newConfig(opts, anonymousOptions)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSize(size); err != nil {
+		return nil, err
+	}
+	c.optionSet |= optAnonymous
+	return newBlock(size, c)
+}
+
+// File returns a file open on the block, for another process to attach to it
+// by [FromFile]: pass it in [os/exec.Cmd.ExtraFiles], or over a Unix socket. It
+// is open for reading only if the Segment is [ReadOnly], and independent of the
+// Segment; close it when it is passed on.
+//
+// The file is no attachment: a block with a name must still have somebody
+// attached when FromFile is called. Its bytes begin with the header, unless the
+// block is [Headerless], and reading and writing them directly is not for this.
+//
+// The error is [fs.ErrClosed], [fs.ErrPermission] for a process that came to
+// the block by a file and that its permissions keep from opening it, or
+// [errors.ErrUnsupported], also where there is no /proc.
+func (s *Segment) File() (*os.File, error) {
+	h, token, err := s.enter("file")
+	if err != nil {
+		return nil, err
+	}
+	defer h.leave(token)
+	f, err := h.obj.file(h.name, h.readOnly)
+	return f, pathError("file", h.name, err)
+}
+
+// FromFile attaches to the block that f is open on. It uses an open file
+// description of its own; f remains the caller's, to close whenever he likes. A
+// block that has a name is one more attachment of that block, as if by [Open].
+// An f that is open for reading only attaches only [ReadOnly], and such an
+// attachment is not in the count of references.
+//
+// f may come from anybody and be anything. The error is [ErrNotSegment] for
+// what has no header (a pipe, a socket, a directory, a file on a disk, memory
+// of another program; but see [Headerless]); [ErrCorrupt] or [ErrVersion] if the
+// header is not to be relied on, and for an anonymous block that somebody could
+// truncate; [fs.ErrNotExist] if the block has a name, or had one, and nobody is
+// attached to it any more; [fs.ErrPermission] if f is not open for what is asked
+// for; [ErrBusy]; [ErrNoSpace]; [fs.ErrInvalid] for a nil f or a bad option;
+// [fs.ErrClosed] for a closed one; or [errors.ErrUnsupported].
+//
+// Options: [ReadOnly], [Headerless], [Prefault].
+func FromFile(f *os.File, opts ...Option) (*Segment, error) {
+	if f == nil {
+		return nil, pathError("open", "", fmt.Errorf("%w: nil file", fs.ErrInvalid))
+	}
+	a, err := fromFile(f, opts)
+	if err != nil {
+		return nil, pathError("open", f.Name(), err)
+	}
+	return &Segment{watch(a, 1)}, nil
+}
+
+func fromFile(f *os.File, opts []Option) (a *attachment, err error) {
+	c, err := newConfig(opts, openOptions)
+	if err != nil {
+		return nil, err
+	}
+	err = patiently(func() (err error) {
+		a, err = fromFileOnce(f, c)
+		return err
+	})
+	return a, err
+}
+
+func fromFileOnce(f *os.File, c config) (*attachment, error) {
+	o, err := handedObject(f)
+	if err != nil {
+		return nil, soon(err)
+	}
+	a := &attachment{obj: o, handed: true, raw: c.has(optHeaderless), readOnly: c.has(optReadOnly)}
+	if !o.writable && !a.readOnly {
+		err = fmt.Errorf("%w: file is open for reading only", fs.ErrPermission)
+	} else {
+		if !o.sealed() {
+			a.name = o.name()
+		}
+		err = a.join(c)
+	}
+	if err != nil {
+		a.discard()
+		return nil, err
+	}
+	if a.layout.anonymous() {
+		a.name = f.Name()
+	}
+	return a, nil
+}
+
+func handedObject(f *os.File) (o *object, err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	controlErr := conn.Control(func(fd uintptr) { o, err = fromFD(fd) })
+	if controlErr != nil { // f is closed
+		return nil, fs.ErrClosed
+	}
+	return o, err
+}
+
+// errNotSealed is a header that says of its object what it is not.
+var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not anonymous", ErrCorrupt)
+
+// attachAnonymous counts a process in. Nothing has to be decided when an
+// anonymous block is left, the kernel frees what nobody has open: so it needs
+// no locks, and nobody who has a file of it can keep others from attaching.
+func (a *attachment) attachAnonymous() error {
+	if !a.obj.writable {
+		return nil
+	}
+	a.counted = true
+	return a.words(func(h header) { h.count().Add(1) })
+}
