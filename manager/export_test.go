@@ -1,0 +1,17 @@
+package manager
+
+import (
+	"testing"
+	"time"
+)
+
+// SetStall changes how long the other side may stand still, for the time of the
+// test.
+func SetStall(t testing.TB, d time.Duration) {
+	old := stall
+	stall = d
+	t.Cleanup(func() { stall = old })
+}
+
+// MaxRequest is the length of the longest request.
+const MaxRequest = maxRequest

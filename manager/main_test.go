@@ -1,0 +1,91 @@
+package manager_test
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/shmtest"
+)
+
+func TestMain(m *testing.M) {
+	proctest.Main()
+	exitCode := m.Run()
+	for _, err := range []error{shmtest.Find(), goleak.Find()} {
+		if exitCode == 0 && err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			exitCode = 1
+		}
+	}
+	os.Exit(exitCode)
+}
+
+func skipUnsupported(t testing.TB) {
+	t.Helper()
+	if _, err := shm.List(); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no shared memory on this system")
+	}
+}
+
+func unique() string { return "shmmgr-" + strings.ToLower(rand.Text()[:16]) }
+
+func second[T any](_ T, err error) error { return err }
+
+// mustFail checks that err is a *fs.PathError for name that is every one of want.
+func mustFail(t testing.TB, err error, name string, want ...error) {
+	t.Helper()
+	var path *fs.PathError
+	if !errors.As(err, &path) || path.Path != name {
+		t.Errorf("error %v (%T) is not a *fs.PathError for %q", err, err, name)
+	}
+	for _, w := range want {
+		if !errors.Is(err, w) {
+			t.Errorf("error %q is not %q", err, w)
+		}
+	}
+}
+
+func mustNotExist(t testing.TB, name string) {
+	t.Helper()
+	if info, err := shm.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("block is there: %+v, %v", info, err)
+	}
+}
+
+// write and read use a block as its users do.
+func write(t testing.TB, seg *shm.Segment, text string) {
+	t.Helper()
+	if _, err := seg.WriteAt([]byte(text), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func read(t testing.TB, seg *shm.Segment, n int) string {
+	t.Helper()
+	b := make([]byte, n)
+	if _, err := seg.ReadAt(b, 0); err != nil && err != io.EOF {
+		t.Error(err)
+	}
+	return string(b)
+}
+
+// must returns the Segment of a call that must succeed; the test closes it.
+func must(t testing.TB) func(*shm.Segment, error) *shm.Segment {
+	return func(seg *shm.Segment, err error) *shm.Segment {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { seg.Close() })
+		return seg
+	}
+}

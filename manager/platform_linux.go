@@ -1,0 +1,106 @@
+package manager
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const supported = true
+
+var errUnsupported error // of the other systems
+
+// peerOf returns who connected: SO_PEERCRED of unix(7).
+func peerOf(conn *net.UnixConn) (p Peer, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return p, err
+	}
+	var cred *syscall.Ucred
+	controlErr := raw.Control(func(fd uintptr) {
+		cred, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	if err := errors.Join(controlErr, err); err != nil {
+		return p, err
+	}
+	return Peer{PID: int(cred.Pid), UID: int(cred.Uid), GID: int(cred.Gid)}, nil
+}
+
+// reopen returns a description of its own of the memory that f is open on, so
+// that each client has one and none can change what another has.
+func reopen(f *os.File, readOnly bool) (own *os.File, err error) {
+	flags := os.O_RDWR
+	if readOnly {
+		flags = os.O_RDONLY
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	controlErr := raw.Control(func(fd uintptr) {
+		own, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), flags, 0)
+	})
+	switch {
+	case controlErr != nil:
+		return nil, fs.ErrClosed
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
+	}
+	return own, err
+}
+
+// rights returns the message that f travels in: SCM_RIGHTS of unix(7).
+func rights(f *os.File) []byte { return syscall.UnixRights(int(f.Fd())) }
+
+// rightsSpace has room for one descriptor. The kernel closes those that have
+// none.
+var rightsSpace = syscall.CmsgSpace(4)
+
+// received returns the descriptors that came in a message.
+func received(oob []byte) (fds []int) {
+	messages, _ := syscall.ParseSocketControlMessage(oob)
+	for _, m := range messages {
+		some, _ := syscall.ParseUnixRights(&m)
+		fds = append(fds, some...)
+	}
+	return fds
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		syscall.Close(fd)
+	}
+}
+
+// totalMemory returns how many bytes of memory the machine has.
+func totalMemory() int64 {
+	var info syscall.Sysinfo_t
+	if err := syscall.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return int64(info.Totalram) * int64(info.Unit)
+}
+
+// lockDir keeps other servers from the directory that addr is in, so that of
+// two that start at once neither removes the other's socket.
+func lockDir(addr string) (unlock func(), err error) {
+	dir, err := os.Open(filepath.Dir(addr))
+	if err != nil {
+		return nil, err
+	}
+	for end := time.Now().Add(stall); ; time.Sleep(time.Millisecond) {
+		err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { dir.Close() }, nil
+		}
+		if time.Now().After(end) {
+			dir.Close()
+			return nil, &fs.PathError{Op: "lock", Path: dir.Name(), Err: err}
+		}
+	}
+}

@@ -1,0 +1,26 @@
+//go:build !linux
+
+package manager
+
+import (
+	"errors"
+	"net"
+	"os"
+)
+
+// Elsewhere there are no anonymous blocks yet, so nothing that a server could
+// give. What follows is never called.
+
+const supported = false
+
+var errUnsupported = errors.ErrUnsupported
+
+func peerOf(*net.UnixConn) (Peer, error)      { return Peer{}, errors.ErrUnsupported }
+func reopen(*os.File, bool) (*os.File, error) { return nil, errors.ErrUnsupported }
+func rights(*os.File) []byte                  { return nil }
+func received([]byte) []int                   { return nil }
+func closeAll([]int)                          {}
+func totalMemory() int64                      { return 0 }
+func lockDir(string) (func(), error)          { return nil, errors.ErrUnsupported }
+
+const rightsSpace = 0

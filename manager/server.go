@@ -1,0 +1,561 @@
+package manager
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/shmkit/shm"
+)
+
+// Peer is the process at the other end of a connection, as the kernel knows it.
+// The ids are those of the process that connected, at that time.
+type Peer struct{ PID, UID, GID int }
+
+// Access is what a client may do.
+type Access int
+
+const (
+	NoAccess   Access = iota // nothing: it is refused
+	ReadAccess               // Open of blocks ReadOnly, and List
+	FullAccess               // everything
+)
+
+// A ServeOption changes how [Serve] serves.
+type ServeOption interface{ apply(*serveConfig) }
+
+type serveOption func(*serveConfig)
+
+func (f serveOption) apply(c *serveConfig) { f(c) }
+
+type serveConfig struct {
+	authorize  func(Peer) Access
+	maxClients int
+	total      Quota
+	perClient  Quota
+}
+
+// Quota bounds blocks. Zero is no bound.
+type Quota struct {
+	Blocks int
+	Bytes  int64 // of their Caps
+}
+
+func (q Quota) allows(u Quota, size int64) bool {
+	return (q.Blocks == 0 || u.Blocks < q.Blocks) && (q.Bytes == 0 || size <= q.Bytes-u.Bytes)
+}
+
+func (q *Quota) add(blocks int, bytes int64) {
+	q.Blocks += blocks
+	q.Bytes += bytes
+}
+
+// Authorize makes f decide what each client may do. The default is FullAccess
+// for the user of the server and for root, and NoAccess for others. A client
+// with ReadAccess, of another user than the server's, cannot write to a block by
+// any means. f is called for one connection after the other.
+func Authorize(f func(Peer) Access) ServeOption {
+	return serveOption(func(c *serveConfig) { c.authorize = f })
+}
+
+// MaxClients bounds the connections at one time. The default is 1,000.
+func MaxClients(n int) ServeOption {
+	return serveOption(func(c *serveConfig) { c.maxClients = n })
+}
+
+// Total bounds all blocks of the server together. The default is 10,000 blocks
+// and half of the machine's memory, which is what a tmpfs has by default.
+func Total(q Quota) ServeOption {
+	return serveOption(func(c *serveConfig) { c.total = q })
+}
+
+// PerClient bounds the blocks that one connection has created and that have not
+// been released. The default is no bound but that of Total.
+func PerClient(q Quota) ServeOption {
+	return serveOption(func(c *serveConfig) { c.perClient = q })
+}
+
+// stall bounds how long a client may take to complete a request that it has
+// begun, and to take its response.
+var stall = 10 * time.Second // a variable for tests alone
+
+// sendBuffer bounds what waits for a client that does not read, descriptors in
+// particular, of which a user can have no more under way than open.
+const sendBuffer = 4 << 10
+
+type server struct {
+	serveConfig
+	done sync.WaitGroup // of the clients' goroutines
+
+	mu      sync.Mutex // guards what follows, and all clients and blocks
+	clients map[*client]bool
+	blocks  map[string]*block
+	used    Quota
+}
+
+// client is a connection.
+type client struct {
+	conn   *net.UnixConn
+	peer   Peer
+	access Access
+	owned  map[*block]bool // what it has created and is still there
+	used   Quota
+}
+
+// block is memory under a name. It has its place among the others, and in the
+// quotas, before the memory is there, because that can take long.
+type block struct {
+	info  Info
+	owner *client       // in whose quota it is; nil once it has gone
+	ready chan struct{} // closed when file is set, or the block gone again
+	file  *os.File      // what keeps the memory
+}
+
+// Listen returns a listener for [Serve] at a path of the file system, as a
+// socket that only this user and root can connect to, or, if addr begins with
+// "@", at an address without a file, which every user can connect to. A socket
+// that a server which was killed has left behind is replaced.
+//
+// The error is [syscall.EADDRINUSE] if somebody listens there.
+func Listen(addr string) (net.Listener, error) {
+	if !supported {
+		return nil, errUnsupported
+	}
+	if strings.HasPrefix(addr, "@") {
+		return net.Listen("unix", addr)
+	}
+	unlock, err := lockDir(addr)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	l, err := net.Listen("unix", addr)
+	if errors.Is(err, syscall.EADDRINUSE) && abandoned(addr) {
+		if err := os.Remove(addr); err != nil {
+			return nil, err
+		}
+		l, err = net.Listen("unix", addr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Whoever connects in between is still looked at by Authorize.
+	if err := os.Chmod(addr, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// abandoned reports whether addr is a socket that nobody listens at.
+func abandoned(addr string) bool {
+	if info, err := os.Lstat(addr); err != nil || info.Mode().Type() != fs.ModeSocket {
+		return false
+	}
+	conn, err := net.Dial("unix", addr)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// Serve is a manager for the clients that connect to l, which must be a Unix
+// stream socket. It serves until ctx is done, and then returns nil, or until l
+// fails. It closes l. When it returns, all connections are closed and the server
+// holds no memory any more; clients keep what they are attached to.
+//
+// No client can make the server wait on behalf of another: each has a goroutine
+// of its own, requests have a bounded length, and a client that does not
+// complete one, or does not take its response, is dropped after ten seconds. The
+// server maps no memory of the blocks, so nothing that a client does to them can
+// harm it.
+func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
+	defer l.Close()
+	if !supported {
+		return errUnsupported
+	}
+	s := &server{
+		serveConfig: serveConfig{
+			authorize:  sameUser,
+			maxClients: 1000,
+			total:      Quota{Blocks: 10000, Bytes: totalMemory() / 2},
+		},
+		clients: make(map[*client]bool),
+		blocks:  make(map[string]*block),
+	}
+	for _, o := range opts {
+		o.apply(&s.serveConfig)
+	}
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	err := s.accept(ctx, l)
+	s.shutdown()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func sameUser(p Peer) Access {
+	if p.UID == os.Geteuid() || p.UID == 0 {
+		return FullAccess
+	}
+	return NoAccess
+}
+
+func (s *server) accept(ctx context.Context, l net.Listener) error {
+	const first, most = 5 * time.Millisecond, time.Second
+	for pause := first; ; {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = first
+			s.admit(conn)
+		case outOfDescriptors(err): // others may give some back
+			select {
+			case <-time.After(pause):
+				pause = min(2*pause, most)
+			case <-ctx.Done():
+			}
+		default:
+			return err
+		}
+	}
+}
+
+func (s *server) admit(conn net.Conn) {
+	c := &client{owned: make(map[*block]bool)}
+	var err error
+	if c.conn, err = unixConn(conn); err == nil {
+		if c.peer, err = peerOf(c.conn); err == nil {
+			if c.access = s.authorize(c.peer); c.access == NoAccess {
+				err = fmt.Errorf("%w: user %d", fs.ErrPermission, c.peer.UID)
+			}
+		}
+	}
+	if err == nil {
+		s.mu.Lock()
+		if len(s.clients) >= s.maxClients {
+			err = fmt.Errorf("%w: %d clients", ErrQuota, s.maxClients)
+		} else {
+			s.clients[c] = true
+		}
+		s.mu.Unlock()
+	}
+	if err != nil {
+		conn.SetWriteDeadline(time.Now().Add(stall)) // it has room for a line
+		conn.Write(marshal(failure(err)))
+		conn.Close()
+		return
+	}
+	s.done.Go(func() {
+		defer s.leave(c)
+		s.talk(c)
+	})
+}
+
+func unixConn(conn net.Conn) (*net.UnixConn, error) {
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("%w: not a Unix socket", fs.ErrInvalid)
+	}
+	return c, c.SetWriteBuffer(sendBuffer)
+}
+
+// talk answers the requests of c until there are no more, or one is no request.
+//
+// It reads by read(2), which throws away descriptors that come along.
+func (s *server) talk(c *client) {
+	lines := bufio.NewReaderSize(c.conn, maxRequest)
+	if c.send(response{Version: protocolVersion}, nil) != nil {
+		return
+	}
+	for {
+		line, err := c.readLine(lines)
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return
+		}
+		var req request
+		if err == nil {
+			err = unmarshal(line, &req)
+		}
+		if err != nil {
+			c.send(failure(fmt.Errorf("%w: bad request", fs.ErrInvalid)), nil)
+			return
+		}
+		a := s.answer(c, req)
+		err = c.send(a.response, a.file)
+		if a.file != nil {
+			a.file.Close()
+		}
+		if err != nil {
+			if a.Created { // and nobody knows of it
+				s.release(a.block)
+			}
+			return
+		}
+	}
+}
+
+// readLine waits for a line for as long as it takes to begin.
+func (c *client) readLine(lines *bufio.Reader) ([]byte, error) {
+	if _, err := lines.Peek(1); err != nil {
+		return nil, err
+	}
+	if begun, _ := lines.Peek(lines.Buffered()); bytes.IndexByte(begun, '\n') < 0 {
+		c.conn.SetReadDeadline(time.Now().Add(stall))
+		defer c.conn.SetReadDeadline(time.Time{})
+	}
+	return lines.ReadSlice('\n')
+}
+
+func (c *client) send(r response, f *os.File) error {
+	c.conn.SetWriteDeadline(time.Now().Add(stall))
+	line := marshal(r)
+	if f != nil {
+		n, _, err := c.conn.WriteMsgUnix(line, rights(f), nil)
+		if err != nil {
+			return err
+		}
+		line = line[n:]
+	}
+	_, err := c.conn.Write(line)
+	return err
+}
+
+// answer is what becomes of a request.
+type answer struct {
+	response
+	block *block
+	file  *os.File // to go with the response
+}
+
+func (s *server) answer(c *client, req request) answer {
+	a, err := s.try(c, req)
+	if err != nil {
+		return answer{response: failure(err)}
+	}
+	return a
+}
+
+func (s *server) try(c *client, req request) (a answer, err error) {
+	if c.access < FullAccess && (req.Op == opCreate || req.Op == opOpenOrCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
+		return a, fmt.Errorf("%w: user %d may only read", fs.ErrPermission, c.peer.UID)
+	}
+	create := req.Op == opCreate || req.Op == opOpenOrCreate
+	if req.Op != opList && !(create && req.Name == "") && !validName.MatchString(req.Name) {
+		return a, fmt.Errorf("%w: bad name", fs.ErrInvalid)
+	}
+	switch req.Op {
+	case opCreate:
+		return s.create(c, req)
+	case opOpen:
+		return s.open(req)
+	case opOpenOrCreate:
+		for {
+			if a, err = s.open(req); !errors.Is(err, fs.ErrNotExist) {
+				return a, err
+			}
+			if a, err = s.create(c, req); !errors.Is(err, fs.ErrExist) {
+				return a, err
+			}
+		}
+	case opList:
+		return answer{response: s.list(req.Name)}, nil
+	case opRelease:
+		b := s.find(req.Name)
+		if b == nil || !s.release(b) {
+			return a, fs.ErrNotExist
+		}
+		return a, nil
+	}
+	return a, fmt.Errorf("%w: unknown operation", fs.ErrInvalid)
+}
+
+func (s *server) create(c *client, req request) (a answer, err error) {
+	if req.Size <= 0 {
+		return a, fmt.Errorf("%w: size %d", fs.ErrInvalid, req.Size)
+	}
+	if req.Name == "" {
+		req.Name = "shm-" + strings.ToLower(rand.Text()[:16])
+	}
+	b := &block{
+		info:  Info{Name: req.Name, Cap: req.Size, Created: time.Now(), Creator: c.peer.PID, Leased: req.Lease},
+		owner: c,
+		ready: make(chan struct{}),
+	}
+	if err := s.reserve(b); err != nil {
+		return a, err
+	}
+	defer close(b.ready)
+	file, err := newMemory(req)
+	if err == nil {
+		a.file, err = reopen(file, false)
+	}
+	if err != nil {
+		if file != nil {
+			file.Close()
+		}
+		s.remove(b)
+		return a, err
+	}
+	s.mu.Lock()
+	b.file = file
+	s.mu.Unlock()
+	a.block, a.response = b, response{Name: req.Name, Created: true}
+	return a, nil
+}
+
+// newMemory returns the file of a new block that nobody is attached to.
+func newMemory(req request) (*os.File, error) {
+	var opts []shm.Option
+	if req.Sparse {
+		opts = append(opts, shm.Sparse())
+	}
+	seg, err := shm.Anonymous(req.Size, opts...)
+	if err != nil {
+		return nil, err
+	}
+	defer seg.Close()
+	return seg.File()
+}
+
+// reserve gives b its place.
+func (s *server) reserve(b *block) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, size := b.owner, b.info.Cap
+	switch {
+	case s.blocks[b.info.Name] != nil:
+		return fs.ErrExist
+	case !s.perClient.allows(c.used, size):
+		return fmt.Errorf("%w: this client has %d blocks, %d bytes", ErrQuota, c.used.Blocks, c.used.Bytes)
+	case !s.total.allows(s.used, size):
+		return fmt.Errorf("%w: there are %d blocks, %d bytes", ErrQuota, s.used.Blocks, s.used.Bytes)
+	}
+	s.blocks[b.info.Name] = b
+	c.owned[b] = true
+	s.used.add(1, size)
+	c.used.add(1, size)
+	return nil
+}
+
+// remove takes the place of b away, and reports whether it still had one.
+func (s *server) remove(b *block) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.blocks[b.info.Name] != b {
+		return false
+	}
+	delete(s.blocks, b.info.Name)
+	s.used.add(-1, -b.info.Cap)
+	if c := b.owner; c != nil {
+		delete(c.owned, b)
+		c.used.add(-1, -b.info.Cap)
+	}
+	return true
+}
+
+// release ends a block that is ready.
+func (s *server) release(b *block) bool {
+	if !s.remove(b) {
+		return false
+	}
+	b.file.Close()
+	return true
+}
+
+// find returns the block called name when it is ready, or nil.
+func (s *server) find(name string) *block {
+	s.mu.Lock()
+	b := s.blocks[name]
+	s.mu.Unlock()
+	if b == nil {
+		return nil
+	}
+	<-b.ready
+	if b.file == nil {
+		return nil
+	}
+	return b
+}
+
+func (s *server) open(req request) (a answer, err error) {
+	b := s.find(req.Name)
+	if b == nil {
+		return a, fs.ErrNotExist
+	}
+	a.file, err = reopen(b.file, req.ReadOnly)
+	if errors.Is(err, fs.ErrClosed) { // released in the meantime
+		err = fs.ErrNotExist
+	}
+	a.block, a.response = b, response{Name: req.Name}
+	return a, err
+}
+
+// list returns blocks whose names come after the one given.
+func (s *server) list(after string) (r response) {
+	s.mu.Lock()
+	for name, b := range s.blocks {
+		if b.file != nil && name > after {
+			r.Blocks = append(r.Blocks, b.info)
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(r.Blocks, byName)
+	if len(r.Blocks) > pageSize {
+		r.Blocks, r.More = r.Blocks[:pageSize], true
+	}
+	return r
+}
+
+// leave ends a connection, and gives back what goes with it.
+func (s *server) leave(c *client) {
+	c.conn.Close()
+	s.mu.Lock()
+	delete(s.clients, c)
+	var leased []*block
+	for b := range c.owned {
+		if b.info.Leased {
+			leased = append(leased, b)
+		} else {
+			b.owner = nil
+		}
+	}
+	s.mu.Unlock()
+	for _, b := range leased {
+		s.release(b)
+	}
+}
+
+func (s *server) shutdown() {
+	s.mu.Lock()
+	for c := range s.clients {
+		c.conn.Close()
+	}
+	s.mu.Unlock()
+	s.done.Wait()
+	for _, b := range s.blocks {
+		s.release(b)
+	}
+}
+
+// outOfDescriptors reports whether accepting failed for a reason that can pass.
+func outOfDescriptors(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
