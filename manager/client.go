@@ -79,7 +79,8 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 	c.buf = make([]byte, 0, maxResponse)
 	c.stop = context.AfterFunc(ctx, func() { c.hangUp() })
 	c.conn.SetReadDeadline(time.Now().Add(stall))
-	hello, _, err := c.receive()
+	hello, f, err := c.receive()
+	f.Close() // there is none, from a server that is one
 	c.conn.SetReadDeadline(time.Time{})
 	if err == nil {
 		err = hello.err()
@@ -192,7 +193,8 @@ func (c *Client) attach(op, verb, name string, size int64, opts []shm.Option) (*
 func (c *Client) List() ([]Info, error) {
 	list := []Info{}
 	for req := (request{Op: opList}); ; {
-		resp, _, err := c.do(req)
+		resp, f, err := c.do(req)
+		f.Close() // as in dial
 		if err != nil {
 			return nil, pathError("list", "", err)
 		}
@@ -208,7 +210,8 @@ func (c *Client) List() ([]Info, error) {
 // its memory is free when nobody is attached. The error is [fs.ErrNotExist],
 // [fs.ErrInvalid], [fs.ErrPermission], [ErrGone] or [fs.ErrClosed].
 func (c *Client) Release(name string) error {
-	_, _, err := c.do(request{Op: opRelease, Name: clean(name)})
+	_, f, err := c.do(request{Op: opRelease, Name: clean(name)})
+	f.Close() // as in dial
 	return pathError("release", name, err)
 }
 
