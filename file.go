@@ -30,15 +30,52 @@ func Anonymous(size int64, opts ...Option) (*Segment, error) {
 }
 
 func anonymous(size int64, opts []Option) (*attachment, error) {
-	c, err := newConfig(opts, anonymousOptions)
+	c, err := anonymousConfig(size, opts)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkSize(size); err != nil {
-		return nil, err
+	return newBlock(size, c)
+}
+
+func anonymousConfig(size int64, opts []Option) (config, error) {
+	c, err := newConfig(opts, anonymousOptions)
+	if err == nil {
+		err = checkSize(size)
 	}
 	c.optionSet |= optAnonymous
-	return newBlock(size, c)
+	return c, err
+}
+
+// AnonymousFile creates a block as [Anonymous] does and returns the file of it,
+// without attaching: for those who keep blocks for others, or pass them on, and
+// do not use them. Nothing is mapped, and nothing is in the count of references.
+//
+// Errors and options are those of Anonymous; [Prefault] does nothing.
+func AnonymousFile(size int64, opts ...Option) (*os.File, error) {
+	o, err := anonymousObject(size, opts)
+	if err != nil {
+		return nil, pathError("create", "", err)
+	}
+	return o.asFile(""), nil
+}
+
+func anonymousObject(size int64, opts []Option) (*object, error) {
+	c, err := anonymousConfig(size, opts)
+	if err != nil {
+		return nil, err
+	}
+	l := newLayout(size, c.flags())
+	o, err := createAnonymous(int64(l.headerSize)+size, c.has(optSparse))
+	if err != nil {
+		return nil, err
+	}
+	b := l.marshal()
+	header(b).count().Store(0)
+	if _, err := o.writeAt(b, 0); err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
 }
 
 // File returns a file open on the block, for another process to attach to it
@@ -63,9 +100,9 @@ func (s *Segment) File() (*os.File, error) {
 	return f, pathError("file", h.name, err)
 }
 
-// FromFile attaches to the block that f is open on. It uses an open file
-// description of its own; f remains the caller's, to close whenever he likes. A
-// block that has a name is one more attachment of that block, as if by [Open].
+// FromFile attaches to the block that f is open on. It uses a descriptor of its
+// own; f remains the caller's, to close whenever he likes. Of a block that has a
+// name it is one more attachment, as if by [Open].
 // An f that is open for reading only attaches only [ReadOnly], and such an
 // attachment is not in the count of references.
 //
@@ -111,7 +148,7 @@ func fromFileOnce(f *os.File, c config) (*attachment, error) {
 	if !o.writable && !a.readOnly {
 		err = fmt.Errorf("%w: file is open for reading only", fs.ErrPermission)
 	} else {
-		if !o.sealed() {
+		if !o.sealed {
 			a.name = o.name()
 		}
 		err = a.join(c)

@@ -92,6 +92,20 @@ type config struct {
 
 func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }
 
+// flags returns what the header of a new block says of the options.
+func (c config) flags() (flags uint32) {
+	if c.has(optPersistent) {
+		flags |= flagPersistent
+	}
+	if c.has(optSparse) {
+		flags |= flagSparse
+	}
+	if c.has(optAnonymous) {
+		flags |= flagAnonymous
+	}
+	return flags
+}
+
 // newConfig returns fs.ErrInvalid for options that do not apply, or do not go
 // together.
 func newConfig(opts []Option, allowed optionSet) (config, error) {

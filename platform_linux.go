@@ -28,6 +28,7 @@ const (
 type object struct {
 	fd       int
 	writable bool
+	sealed   bool // nobody can change its size; known of what is anonymous or came by a file
 }
 
 // createObject makes an object of size bytes that has no name yet; it is gone
@@ -76,7 +77,6 @@ func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
 // by smaller ones where signals come faster than a piece is done. What cannot
 // fit is not begun, for it would fill the file system on the way to failure.
 func (o *object) reserve(size int64) error {
-	const most, least = 2 << 20, 64 << 10
 	var sfs unix.Statfs_t
 	if err := o.statfs(&sfs); err != nil {
 		return err
@@ -92,6 +92,11 @@ func (o *object) reserve(size int64) error {
 	if uint64(size) > free {
 		return unix.ENOSPC
 	}
+	return o.allocate(size)
+}
+
+func (o *object) allocate(size int64) error {
+	const most, least = 2 << 20, 64 << 10
 	piece := int64(most)
 	for off := int64(0); off < size; {
 		n := min(piece, size-off)
@@ -410,7 +415,7 @@ func createAnonymous(size int64, sparse bool) (*object, error) {
 	case err != nil:
 		return nil, spaceErr(err)
 	}
-	o := &object{fd: fd, writable: true}
+	o := &object{fd: fd, writable: true, sealed: true}
 	if err := o.prepareAnonymous(size, sparse); err != nil {
 		o.close()
 		return nil, spaceErr(err)
@@ -418,23 +423,25 @@ func createAnonymous(size int64, sparse bool) (*object, error) {
 	return o, nil
 }
 
+const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+
 func (o *object) prepareAnonymous(size int64, sparse bool) error {
 	if !sparse && !available(size) {
 		return unix.ENOSPC
 	}
-	if err := o.prepare(size, 0o600, sparse); err != nil {
+	if err := unix.Fchmod(o.fd, 0o600); err != nil { // it is 0666 or 0777
 		return err
+	}
+	if _, err := retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) }); err != nil {
+		return err
+	}
+	if !sparse {
+		if err := o.allocate(size); err != nil {
+			return err
+		}
 	}
 	_, err := unix.FcntlInt(uintptr(o.fd), unix.F_ADD_SEALS, fixedSize|unix.F_SEAL_SEAL)
 	return err
-}
-
-const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
-
-// sealed reports whether nobody can change the size of the object.
-func (o *object) sealed() bool {
-	seals, err := unix.FcntlInt(uintptr(o.fd), unix.F_GET_SEALS, 0)
-	return err == nil && seals&fixedSize == fixedSize
 }
 
 // available reports whether size bytes of memory can be had. Anonymous memory
@@ -470,26 +477,26 @@ func available(size int64) bool {
 // an effect.
 func fromFD(fd uintptr) (*object, error) {
 	// The kernel alone answers this, and only for memory: fcntl(2).
-	if _, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0); err != nil {
+	seals, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	}
 	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
 	if err != nil {
 		return nil, err
 	}
-	o := &object{fd: int(fd), writable: flags&unix.O_ACCMODE == unix.O_RDWR}
 	if flags&unix.O_ACCMODE == unix.O_WRONLY {
 		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
 	}
-	own, err := o.reopen(!o.writable)
-	if err != nil && o.sealed() {
-		// No /proc, or not the user who made it. It carries no locks, so that to
-		// share the description does no harm.
-		if own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err != nil {
-			return nil, err
-		}
+	o := &object{int(fd), flags&unix.O_ACCMODE == unix.O_RDWR, seals&fixedSize == fixedSize}
+	if o.sealed {
+		// It carries no locks, so that to share the description does no harm, and
+		// asks for no /proc and no permissions.
+		o.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	} else {
+		o.fd, err = o.reopen(!o.writable)
 	}
-	return &object{fd: own, writable: o.writable}, err
+	return o, err
 }
 
 // reopen returns a descriptor of the object that shares no description, and so
@@ -516,10 +523,10 @@ func (o *object) reopen(readOnly bool) (fd int, err error) {
 // linkat is unknown to the description it was given through.
 func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	readOnly = readOnly || !o.writable
-	if name != "" && !o.sealed() {
+	if name != "" && !o.sealed {
 		if own, err := openObject(name, !readOnly); err == nil {
 			if own.same(o) {
-				return os.NewFile(uintptr(own.fd), name), nil
+				return own.asFile(name), nil
 			}
 			own.close()
 		}
@@ -530,6 +537,9 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
+
+// asFile makes a file of the object, whose handle is the file's from then on.
+func (o *object) asFile(name string) *os.File { return os.NewFile(uintptr(o.fd), name) }
 
 func (o *object) same(p *object) bool {
 	var st, other unix.Stat_t

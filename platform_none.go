@@ -12,7 +12,7 @@ import (
 // every attempt to come by a block is errors.ErrUnsupported. As nobody can have
 // an object, its methods are never called.
 
-type object struct{ writable bool }
+type object struct{ writable, sealed bool }
 
 func createObject(int64, fs.FileMode, bool) (*object, error) { return nil, errors.ErrUnsupported }
 func openObject(string, bool) (*object, error)               { return nil, errors.ErrUnsupported }
@@ -41,5 +41,5 @@ func createAnonymous(int64, bool) (*object, error) { return nil, errors.ErrUnsup
 func fromFD(uintptr) (*object, error)              { return nil, errors.ErrUnsupported }
 
 func (o *object) file(string, bool) (*os.File, error) { return nil, errors.ErrUnsupported }
-func (o *object) sealed() bool                        { return false }
+func (o *object) asFile(string) *os.File              { return nil }
 func (o *object) name() string                        { return "" }

@@ -254,17 +254,7 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 func newBlock(size int64, c config) (*attachment, error) {
 	a := &attachment{raw: c.has(optHeaderless)}
 	if !a.raw {
-		var flags uint32
-		if c.has(optPersistent) {
-			flags |= flagPersistent
-		}
-		if c.has(optSparse) {
-			flags |= flagSparse
-		}
-		if c.has(optAnonymous) {
-			flags |= flagAnonymous
-		}
-		a.layout = newLayout(size, flags)
+		a.layout = newLayout(size, c.flags())
 	}
 	length := int(size) + a.layout.headerSize
 	var err error
@@ -351,7 +341,7 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 	if a.layout, _, err = readHeader(a.obj, info.size); err != nil {
 		return err
 	}
-	if a.layout.anonymous() != (a.handed && a.obj.sealed()) {
+	if a.layout.anonymous() != (a.handed && a.obj.sealed) {
 		return errNotSealed
 	}
 	if err := a.obj.lockable(); err != nil {

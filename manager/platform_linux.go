@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const supported = true
@@ -31,27 +33,35 @@ func peerOf(conn *net.UnixConn) (p Peer, err error) {
 	return Peer{PID: int(cred.Pid), UID: int(cred.Uid), GID: int(cred.Gid)}, nil
 }
 
-// reopen returns a description of its own of the memory that f is open on, so
-// that each client has one and none can change what another has.
-func reopen(f *os.File, readOnly bool) (own *os.File, err error) {
-	flags := os.O_RDWR
-	if readOnly {
-		flags = os.O_RDONLY
-	}
+// share returns a file of the memory that f is open on, to be sent to a client.
+// One to read only is a description of its own: there is no other way to have
+// one that cannot be written to. Those who may write share the server's. What
+// they could do to it, as to its offset, nobody who uses the memory looks at.
+func share(f *os.File, readOnly bool) (shared *os.File, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	controlErr := raw.Control(func(fd uintptr) {
-		own, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), flags, 0)
+		var n int
+		if readOnly {
+			n, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		} else {
+			n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		}
+		if err == nil {
+			shared = os.NewFile(uintptr(n), "")
+		}
 	})
 	switch {
 	case controlErr != nil:
 		return nil, fs.ErrClosed
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
+	case err != nil:
+		return nil, err
 	}
-	return own, err
+	return shared, nil
 }
 
 // rights returns the message that f travels in: SCM_RIGHTS of unix(7).

@@ -327,7 +327,9 @@ func (c *client) send(r response, f *os.File) error {
 		if err != nil {
 			return err
 		}
-		line = line[n:]
+		if line = line[n:]; len(line) == 0 {
+			return nil
+		}
 	}
 	_, err := c.conn.Write(line)
 	return err
@@ -400,7 +402,7 @@ func (s *server) create(c *client, req request) (a answer, err error) {
 	defer close(b.ready)
 	file, err := newMemory(req)
 	if err == nil {
-		a.file, err = reopen(file, false)
+		a.file, err = share(file, false)
 	}
 	if err != nil {
 		if file != nil {
@@ -422,12 +424,7 @@ func newMemory(req request) (*os.File, error) {
 	if req.Sparse {
 		opts = append(opts, shm.Sparse())
 	}
-	seg, err := shm.Anonymous(req.Size, opts...)
-	if err != nil {
-		return nil, err
-	}
-	defer seg.Close()
-	return seg.File()
+	return shm.AnonymousFile(req.Size, opts...)
 }
 
 // reserve gives b its place.
@@ -495,7 +492,7 @@ func (s *server) open(req request) (a answer, err error) {
 	if b == nil {
 		return a, fs.ErrNotExist
 	}
-	a.file, err = reopen(b.file, req.ReadOnly)
+	a.file, err = share(b.file, req.ReadOnly)
 	if errors.Is(err, fs.ErrClosed) { // released in the meantime
 		err = fs.ErrNotExist
 	}
