@@ -3,6 +3,7 @@ package manager
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -46,7 +47,7 @@ type serveConfig struct {
 	perClient  Quota
 }
 
-// Quota bounds blocks. Zero is no bound.
+// Quota bounds blocks. Zero is the default.
 type Quota struct {
 	Blocks int
 	Bytes  int64 // of their Caps
@@ -81,7 +82,7 @@ func Total(q Quota) ServeOption {
 }
 
 // PerClient bounds the blocks that one connection has created and that have not
-// been released. The default is no bound but that of Total.
+// been released. The default is no bound but those of Total.
 func PerClient(q Quota) ServeOption {
 	return serveOption(func(c *serveConfig) { c.perClient = q })
 }
@@ -188,7 +189,6 @@ func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 		serveConfig: serveConfig{
 			authorize:  sameUser,
 			maxClients: 1000,
-			total:      Quota{Blocks: 10000, Bytes: totalMemory() / 2},
 		},
 		clients: make(map[*client]bool),
 		blocks:  make(map[string]*block),
@@ -196,6 +196,8 @@ func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 	for _, o := range opts {
 		o.apply(&s.serveConfig)
 	}
+	s.total.Blocks = cmp.Or(s.total.Blocks, 10000)
+	s.total.Bytes = cmp.Or(s.total.Bytes, totalMemory()/2)
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	err := s.accept(ctx, l)

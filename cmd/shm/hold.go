@@ -55,7 +55,7 @@ Hold passes SIGTERM and SIGHUP on to CMD, and leaves Ctrl-C to it.`,
 			}
 			defer seg.Close()
 			if len(command) > 0 {
-				return runCommand(command)
+				return runCommand(command, func(*exec.Cmd) {})
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
@@ -90,9 +90,11 @@ func holdUntil(ctx context.Context, seg *shm.Segment, out io.Writer) error {
 	return seg.Close()
 }
 
-// runCommand runs a command to its end and returns how it ended.
-func runCommand(args []string) error {
+// runCommand runs a command, as prepare has changed it, to its end and returns
+// how it ended.
+func runCommand(args []string, prepare func(*exec.Cmd)) error {
 	cmd := exec.Command(args[0], args[1:]...)
+	prepare(cmd)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 
 	// The terminal sends Ctrl-C to the command as well, so that is not passed

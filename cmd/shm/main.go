@@ -22,6 +22,8 @@
 //	rm NAME...             take the names of blocks away
 //	reap                   remove what killed processes left behind
 //	hold NAME [-- CMD...]  stay attached to a block
+//	run -- CMD...          run a job with blocks of its own
+//	serve ADDRESS          keep blocks for other processes
 //	completion SHELL       print the script that completes names in a shell
 //
 // Each has --help. Sizes are a number of bytes, or 64K, 64KiB, 1.5G and so on in
@@ -29,7 +31,7 @@
 //
 // The exit status is 0 if all went well, 1 if not, 2 if the command was called
 // wrongly, and 128 plus the number of the signal that ended it (130 after
-// Ctrl-C). "hold NAME -- CMD" exits as CMD does.
+// Ctrl-C). "hold NAME -- CMD" and "run -- CMD" exit as CMD does.
 package main
 
 import (
@@ -91,7 +93,8 @@ func newRoot() (root *cobra.Command, running *bool) {
 	root.SetVersionTemplate("shm {{.Version}}\n")
 	root.AddCommand(demoCommand(), readerCommand(),
 		putCommand(), getCommand(), holdCommand(),
-		lsCommand(), statCommand(), rmCommand(), reapCommand())
+		lsCommand(), statCommand(), rmCommand(), reapCommand(),
+		serveCommand(), runCmdCommand())
 
 	running = new(bool)
 	for _, c := range root.Commands() {

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	// Under -race every process sleeps for a second before it exits, unless told
 	// otherwise, and there are hundreds.
 	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
-	testscript.Main(m, map[string]func(){"shm": main}) // and puts shm into PATH
+	testscript.Main(m, map[string]func(){"shm": main, "client": client}) // and puts them into PATH
 }
 
 func TestScripts(t *testing.T) {

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/manager"
+)
+
+// client is a program that uses the manager it finds in its environment:
+// "client put NAME TEXT", "client get NAME", "client hold NAME".
+func client() {
+	if err := useManager(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
+		fmt.Fprintln(os.Stderr, "client:", err)
+		os.Exit(1)
+	}
+}
+
+func useManager(verb, name string, args []string) error {
+	c, err := manager.Dial(context.Background(), "")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if verb == "get" {
+		seg, err := c.Open(name, shm.ReadOnly())
+		if err != nil {
+			return err
+		}
+		defer seg.Close()
+		_, err = io.Copy(os.Stdout, seg)
+		return err
+	}
+	seg, err := c.Create(name, 1<<20)
+	if err != nil {
+		return err
+	}
+	defer seg.Close()
+	if err := seg.Truncate(0); err != nil {
+		return err
+	}
+	if verb == "hold" {
+		fmt.Println(os.Getenv(manager.Env))
+		_, err = io.Copy(seg, os.Stdin)
+		return err
+	}
+	_, err = io.WriteString(seg, strings.Join(args, " "))
+	return err
+}
+
+func skipWithoutManager(t *testing.T) {
+	t.Helper()
+	l, err := manager.Listen(filepath.Join(t.TempDir(), "socket"))
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("no manager on this system")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+func mustBeGone(t *testing.T, addr string) {
+	t.Helper()
+	c, err := manager.Dial(t.Context(), addr)
+	if !errors.Is(err, manager.ErrGone) {
+		t.Errorf("manager is still there: %v", err)
+	}
+	if err == nil {
+		c.Close()
+	}
+}
+
+// The job ends with run, and all it had.
+func TestRunKilled(t *testing.T) {
+	skipWithoutManager(t)
+	run := start(t, "run", "--", "client", "hold", "block")
+	addr := run.hear()
+	c, err := manager.Dial(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if list, err := c.List(); err != nil || len(list) != 1 {
+		t.Errorf("list: %v, %v", list, err)
+	}
+	run.Process.Kill()
+	io.Copy(io.Discard, run.out) // until the command is gone as well
+	run.Wait()
+	mustBeGone(t, addr)
+	if _, err := c.List(); !errors.Is(err, manager.ErrGone) {
+		t.Errorf("list: %v", err)
+	}
+}
+
+// Run passes SIGTERM on, and ends as the command does.
+func TestRunSignal(t *testing.T) {
+	skipWithoutManager(t)
+	run := start(t, "run", "--", "client", "hold", "block")
+	addr := run.hear()
+	run.Process.Signal(syscall.SIGTERM)
+	run.expectStatus(128 + int(syscall.SIGTERM))
+	mustBeGone(t, addr)
+}
+
+func TestServeSignal(t *testing.T) {
+	skipWithoutManager(t)
+	addr := filepath.Join(t.TempDir(), "socket")
+	serve := start(t, "serve", addr)
+	serve.expect("serving " + addr)
+	c, err := manager.Dial(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	seg, err := c.Create("block", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	serve.Process.Signal(os.Interrupt)
+	serve.expectStatus(0)
+	mustBeGone(t, addr)
+	if _, err := os.Stat(addr); err == nil {
+		t.Error("socket is still there")
+	}
+	if _, err := seg.WriteAt([]byte("usable"), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// Other users get in as far as they are allowed.
+func TestServeAllow(t *testing.T) {
+	skipWithoutManager(t)
+	if os.Getuid() != 0 {
+		t.Skip("only root can start processes of another user: run as root")
+	}
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		flags    []string
+		get, put bool
+	}{
+		{nil, false, false},
+		{[]string{"--allow-read", "1,65534"}, true, false},
+		{[]string{"--allow", "65534"}, true, true},
+		{[]string{"--allow", "65533"}, false, false},
+	} {
+		addr := filepath.Join(dir, "socket")
+		serve := start(t, append([]string{"serve", addr}, tt.flags...)...)
+		serve.expect("serving " + addr)
+		t.Setenv(manager.Env, addr)
+		if err := exec.Command("client", "put", "block", "text").Run(); err != nil {
+			t.Fatal(err)
+		}
+		for verb, want := range map[string]bool{"get": tt.get, "put": tt.put} {
+			name := map[string]string{"get": "block", "put": "mine"}[verb]
+			cmd := exec.Command("client", verb, name, "text")
+			cmd.Path, cmd.Dir = "/proc/self/exe", "/" // its directory is closed to other users
+			cmd.SysProcAttr = otherUser()
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != want {
+				t.Errorf("%v: %s: %v\n%s", tt.flags, verb, err, out)
+			}
+		}
+		serve.Process.Signal(os.Interrupt)
+		serve.expectStatus(0)
+	}
+}
