@@ -10,7 +10,9 @@ import (
 // all zero, and attaches to it. The only way to it is its [Segment.File]: a
 // process that is given the file attaches by [FromFile]. Nothing of the block is
 // in /dev/shm, so nothing can be left behind, and nobody can truncate it: unless
-// it is [Sparse], no access to it can fail, not even through Bytes.
+// it is [Sparse], no access to it can fail, not even through Bytes. Whoever has a
+// file of it that is open for writing can write to it, whatever user he is; one
+// that is open for reading only gives no way to, but to the creator's user.
 //
 // An anonymous block exists as long as somebody is attached to it or has a file
 // of it. [Segment.Unlink] returns [fs.ErrNotExist]. Processes that were killed
@@ -46,17 +48,18 @@ func anonymousConfig(size int64, opts []Option) (config, error) {
 	return c, err
 }
 
-// AnonymousFile creates a block as [Anonymous] does and returns the file of it,
-// without attaching: for those who keep blocks for others, or pass them on, and
-// do not use them. Nothing is mapped, and nothing is in the count of references.
+// AnonymousFile creates a block as [Anonymous] does and returns a file of it,
+// without attaching: for those who keep blocks for others, or pass them on.
+// Name is what the file is called, and Segments that attach by it. Nothing is
+// mapped, and nothing is in the count of references.
 //
 // Errors and options are those of Anonymous; [Prefault] does nothing.
-func AnonymousFile(size int64, opts ...Option) (*os.File, error) {
+func AnonymousFile(name string, size int64, opts ...Option) (*os.File, error) {
 	o, err := anonymousObject(size, opts)
 	if err != nil {
-		return nil, pathError("create", "", err)
+		return nil, pathError("create", name, err)
 	}
-	return o.asFile(""), nil
+	return o.asFile(name), nil
 }
 
 func anonymousObject(size int64, opts []Option) (*object, error) {

@@ -87,7 +87,7 @@ func TestAnonymous(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if i := info.Sys().(*shm.Info); i.Linked || i.Persistent || i.Mode != 0o600 || i.Dead() {
+		if i := info.Sys().(*shm.Info); i.Linked || i.Persistent || i.Mode != 0o644 || i.Dead() {
 			t.Errorf("Stat: %+v", i)
 		}
 		peer := take(t, file(t, seg))
@@ -104,6 +104,28 @@ func TestAnonymous(t *testing.T) {
 		}
 		mustFail(t, seg.Close(), "", fs.ErrClosed)
 		mustFail(t, second(seg.File()), "", fs.ErrClosed)
+	}
+}
+
+// A block can be made for others without attaching to it.
+func TestAnonymousFile(t *testing.T) {
+	before := descriptors(t)
+	f, err := shm.AnonymousFile("label", 10001, shm.Sparse())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seg := take(t, f)
+	if seg.Name() != "label" || seg.Cap() != 10001 || seg.Size() != 10001 || seg.Refs() != 1 {
+		t.Errorf("%q, %d of %d bytes, %d references", seg.Name(), seg.Size(), seg.Cap(), seg.Refs())
+	}
+	if err := errors.Join(f.Close(), seg.Close()); err != nil {
+		t.Error(err)
+	}
+	mustFail(t, second(shm.AnonymousFile("label", 0)), "label", fs.ErrInvalid)
+	mustFail(t, second(shm.AnonymousFile("label", math.MaxInt64)), "label", shm.ErrNoSpace)
+	mustFail(t, second(shm.AnonymousFile("label", 1, shm.Persistent())), "label", fs.ErrInvalid)
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors, before %d", after, before)
 	}
 }
 

@@ -429,7 +429,9 @@ func (o *object) prepareAnonymous(size int64, sparse bool) error {
 	if !sparse && !available(size) {
 		return unix.ENOSPC
 	}
-	if err := unix.Fchmod(o.fd, 0o600); err != nil { // it is 0666 or 0777
+	// It is 0666 or 0777, and who has a descriptor can open it: with this, one to
+	// read only is good for no more.
+	if err := unix.Fchmod(o.fd, 0o644); err != nil {
 		return err
 	}
 	if _, err := retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) }); err != nil {

@@ -2,12 +2,15 @@ package manager
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -79,7 +82,7 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 	c.buf = make([]byte, 0, maxResponse)
 	c.stop = context.AfterFunc(ctx, func() { c.hangUp() })
 	c.conn.SetReadDeadline(time.Now().Add(stall))
-	hello, f, err := c.receive()
+	hello, f, err := c.receive("")
 	f.Close() // there is none, from a server that is one
 	c.conn.SetReadDeadline(time.Time{})
 	if err == nil {
@@ -120,16 +123,52 @@ func connect(ctx context.Context, addr string) (*net.UnixConn, error) {
 }
 
 // Create creates a block with a Cap of size bytes, all zero, and attaches to it.
-// If name is empty, the server makes up one. Its name is one of this server's
-// only; see package shm for what names there are.
+// If name is empty, Create makes up one that no other block has. It is a name of
+// this server's only; see package shm for what names there are.
 //
 // The error is [fs.ErrExist], [fs.ErrInvalid], [ErrQuota], [shm.ErrNoSpace],
 // [fs.ErrPermission], [ErrGone], or [fs.ErrClosed] if the client is closed.
 //
 // Options: [shm.Sparse], [shm.Prefault].
 func (c *Client) Create(name string, size int64, opts ...shm.Option) (*shm.Segment, error) {
-	seg, _, err := c.attach(opCreate, "create", name, size, opts)
+	seg, err := c.create(name, size, opts)
+	return seg, rename(err, "create", name)
+}
+
+func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segment, error) {
+	if name == "" {
+		name = "shm-" + strings.ToLower(rand.Text()[:16])
+	}
+	name = clean(name)
+	f, err := shm.AnonymousFile(name, size, opts...)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	// While the server is at work there is time to attach.
+	var seg *shm.Segment
+	var attachErr error
+	attach := func() { seg, attachErr = shm.FromFile(f, prefault(opts)...) }
+	_, _, err = c.do(request{Op: opCreate, Name: name, Cap: size, Lease: c.lease}, f, attach)
+	switch {
+	case err != nil && seg != nil:
+		seg.Close()
+		return nil, err
+	case err == nil && attachErr != nil:
+		c.Release(name)
+		return nil, attachErr
+	}
 	return seg, err
+}
+
+// prefault returns the option Prefault if it is among opts.
+func prefault(opts []shm.Option) (list []shm.Option) {
+	for _, o := range opts {
+		if o == shm.Prefault() {
+			list = append(list, o)
+		}
+	}
+	return list
 }
 
 // OpenOrCreate attaches to the block called name, or creates it if there is
@@ -137,7 +176,19 @@ func (c *Client) Create(name string, size int64, opts ...shm.Option) (*shm.Segme
 // without [fs.ErrExist]. If several clients call it at once, one of them creates
 // the block.
 func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg *shm.Segment, created bool, err error) {
-	return c.attach(opOpenOrCreate, "open", name, size, opts)
+	for {
+		err = fs.ErrNotExist
+		if name != "" {
+			seg, err = c.open(name, prefault(opts))
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			seg, err = c.create(name, size, opts)
+			created = err == nil
+		}
+		if !errors.Is(err, fs.ErrExist) { // created by another client in the meantime
+			return seg, created, rename(err, "open", name)
+		}
+	}
 }
 
 // Open attaches to the block called name.
@@ -147,45 +198,38 @@ func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg 
 //
 // Options: [shm.ReadOnly], [shm.Prefault].
 func (c *Client) Open(name string, opts ...shm.Option) (*shm.Segment, error) {
-	seg, _, err := c.attach(opOpen, "open", name, 0, opts)
-	return seg, err
+	seg, err := c.open(name, opts)
+	return seg, rename(err, "open", name)
 }
 
-func (c *Client) attach(op, verb, name string, size int64, opts []shm.Option) (*shm.Segment, bool, error) {
-	req := request{Op: op, Name: clean(name), Size: size, Lease: c.lease && op != opOpen}
-	var local []shm.Option // for FromFile
+func (c *Client) open(name string, opts []shm.Option) (*shm.Segment, error) {
+	req := request{Op: opOpen, Name: clean(name)}
 	for _, o := range opts {
-		switch {
-		case o == shm.Prefault():
-			local = append(local, o)
-		case o == shm.ReadOnly() && op == opOpen:
+		switch o {
+		case shm.ReadOnly():
 			req.ReadOnly = true
-			local = append(local, o)
-		case o == shm.Sparse() && op != opOpen:
-			req.Sparse = true
+		case shm.Prefault():
 		default:
-			return nil, false, pathError(verb, name, fmt.Errorf("%w: option does not apply", fs.ErrInvalid))
+			return nil, fmt.Errorf("%w: option does not apply", fs.ErrInvalid)
 		}
 	}
-	if req.Sparse && len(local) > 0 {
-		return nil, false, pathError(verb, name, fmt.Errorf("%w: option Sparse with Prefault", fs.ErrInvalid))
-	}
-	if name != "" && !validName.MatchString(req.Name) || name == "" && op == opOpen {
-		return nil, false, pathError(verb, name, fmt.Errorf("%w: bad name", fs.ErrInvalid))
-	}
-	resp, f, err := c.do(req)
+	resp, f, err := c.do(req, nil, nil)
 	if err != nil {
-		return nil, false, pathError(verb, name, err)
+		return nil, err
 	}
 	if f == nil {
-		return nil, false, pathError(verb, name, errProtocol)
+		return nil, cmp.Or(resp.lost, errProtocol)
 	}
 	defer f.Close()
-	seg, err := shm.FromFile(f, local...)
-	if err != nil && resp.Created {
-		c.Release(resp.Name)
+	return shm.FromFile(f, opts...)
+}
+
+// rename makes err, which can have come from package shm, an error of ours.
+func rename(err error, op, name string) error {
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		err = path.Err
 	}
-	return seg, resp.Created, err
+	return pathError(op, name, err)
 }
 
 // List returns the blocks of the server, by name. Blocks that come and go
@@ -193,7 +237,7 @@ func (c *Client) attach(op, verb, name string, size int64, opts []shm.Option) (*
 func (c *Client) List() ([]Info, error) {
 	list := []Info{}
 	for req := (request{Op: opList}); ; {
-		resp, f, err := c.do(req)
+		resp, f, err := c.do(req, nil, nil)
 		f.Close() // as in dial
 		if err != nil {
 			return nil, pathError("list", "", err)
@@ -210,7 +254,7 @@ func (c *Client) List() ([]Info, error) {
 // its memory is free when nobody is attached. The error is [fs.ErrNotExist],
 // [fs.ErrInvalid], [fs.ErrPermission], [ErrGone] or [fs.ErrClosed].
 func (c *Client) Release(name string) error {
-	_, f, err := c.do(request{Op: opRelease, Name: clean(name)})
+	_, f, err := c.do(request{Op: opRelease, Name: clean(name)}, nil, nil)
 	f.Close() // as in dial
 	return pathError("release", name, err)
 }
@@ -235,13 +279,21 @@ func (c *Client) hangUp() error {
 
 var errProtocol = errors.New("manager does not keep to the protocol")
 
-// do makes a request. If it returns a file, that is the caller's to close.
-func (c *Client) do(req request) (resp response, f *os.File, err error) {
+// do makes a request, with sent unless it is nil, and calls meanwhile unless it
+// is nil while the server is at work. If it returns a file, that is the caller's
+// to close.
+func (c *Client) do(req request, sent *os.File, meanwhile func()) (resp response, f *os.File, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if req.Op != opList && !validName.MatchString(req.Name) {
+		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
+	}
 	if c.gone == nil {
-		if _, c.gone = c.conn.Write(marshal(req)); c.gone == nil {
-			resp, f, c.gone = c.receive()
+		if c.gone = writeLine(c.conn, req, sent); c.gone == nil {
+			if meanwhile != nil {
+				meanwhile()
+			}
+			resp, f, c.gone = c.receive(req.Name)
 		}
 		if c.gone != nil {
 			c.conn.Close() // a late response is nobody's
@@ -249,47 +301,44 @@ func (c *Client) do(req request) (resp response, f *os.File, err error) {
 	}
 	switch {
 	case c.gone != nil && c.closed.Load():
-		return resp, nil, fs.ErrClosed
+		err = fs.ErrClosed
 	case c.gone != nil:
-		return resp, nil, fmt.Errorf("%w: %w", ErrGone, c.gone)
+		err = fmt.Errorf("%w: %w", ErrGone, c.gone)
+	default:
+		err = resp.err()
 	}
-	if err := resp.err(); err != nil {
-		if f != nil {
-			f.Close()
-		}
-		return resp, nil, err
+	if err != nil {
+		f.Close() // if there is one
+		return response{}, nil, err
 	}
 	return resp, f, nil
 }
 
-// receive reads one line, and the descriptor that comes with it, if any.
-func (c *Client) receive() (resp response, f *os.File, err error) {
-	line, fds, err := c.receiveLine()
-	if err == nil && unmarshal(line, &resp) != nil || len(fds) > 1 {
+// receive reads one line, and the file that comes with it, if any, which gets
+// the name given.
+func (c *Client) receive(name string) (resp response, f *os.File, err error) {
+	line, oob := c.buf[:0], make([]byte, oobSize)
+	for err == nil && !bytes.HasSuffix(line, []byte("\n")) {
+		if len(line) == cap(line) {
+			err = errProtocol
+			break
+		}
+		var n, oobn, flags int
+		n, oobn, flags, _, err = c.conn.ReadMsgUnix(line[len(line):cap(line)], oob)
+		line = line[:len(line)+max(n, 0)]
+		more, moreErr := received(oob[:max(oobn, 0)], flags, name)
+		if more != nil {
+			f.Close() // if there is one
+			f = more
+		}
+		resp.lost = cmp.Or(resp.lost, moreErr)
+	}
+	if err == nil && unmarshal(line, &resp) != nil {
 		err = errProtocol
 	}
 	if err != nil {
-		closeAll(fds)
+		f.Close()
 		return response{}, nil, err
 	}
-	if len(fds) == 1 {
-		f = os.NewFile(uintptr(fds[0]), resp.Name)
-	}
 	return resp, f, nil
-}
-
-func (c *Client) receiveLine() (line []byte, fds []int, err error) {
-	line, oob := c.buf[:0], make([]byte, rightsSpace)
-	for !bytes.HasSuffix(line, []byte("\n")) {
-		if len(line) == cap(line) {
-			return nil, fds, errProtocol
-		}
-		n, oobn, _, _, err := c.conn.ReadMsgUnix(line[len(line):cap(line)], oob)
-		fds = append(fds, received(oob[:oobn])...)
-		if err != nil {
-			return nil, fds, err
-		}
-		line = line[:len(line)+n]
-	}
-	return line, fds, nil
 }

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/manager"
 )
@@ -71,16 +73,16 @@ func TestHostileRequests(t *testing.T) {
 	c := dial(t, addr)
 	long := `{"op":"list","name":"` + strings.Repeat("a", manager.MaxRequest) + `"}` + "\n"
 	for what, data := range map[string]string{
-		"no JSON":        "GET / HTTP/1.1\r\n\r\n",
-		"zeros":          string(make([]byte, 100)) + "\n",
-		"empty line":     "\n",
-		"two values":     `{"op":"list"} {"op":"list"}` + "\n",
-		"array":          "[]\n",
-		"types":          `{"op":7}` + "\n",
-		"size too large": `{"op":"create","size":9223372036854775808}` + "\n",
-		"too long":       long,
-		"endless":        strings.Repeat("x", 10*manager.MaxRequest),
-		"deep":           strings.Repeat("[", manager.MaxRequest-1) + "\n",
+		"no JSON":       "GET / HTTP/1.1\r\n\r\n",
+		"zeros":         string(make([]byte, 100)) + "\n",
+		"empty line":    "\n",
+		"two values":    `{"op":"list"} {"op":"list"}` + "\n",
+		"array":         "[]\n",
+		"types":         `{"op":7}` + "\n",
+		"cap too large": `{"op":"create","cap":9223372036854775808}` + "\n",
+		"too long":      long,
+		"endless":       strings.Repeat("x", 10*manager.MaxRequest),
+		"deep":          strings.Repeat("[", manager.MaxRequest-1) + "\n",
 	} {
 		t.Run(what, func(t *testing.T) {
 			conn := knock(t, addr)
@@ -148,7 +150,7 @@ func TestHostileDeaf(t *testing.T) {
 		}
 		// What is on its way to it is bounded, for the sake of others.
 		underWay, _ := io.ReadAll(deaf)
-		if n := bytes.Count(underWay, []byte("block")); n == 0 || n > 20 {
+		if n := bytes.Count(underWay, []byte("{}")); n == 0 || n > 20 {
 			t.Errorf("%d descriptors under way", n)
 		}
 		atWork(t, c)
@@ -158,7 +160,7 @@ func TestHostileDeaf(t *testing.T) {
 	seg.Close()
 }
 
-// Descriptors that a client sends never get into the server.
+// Of the descriptors that a client sends, the server keeps the last.
 func TestHostileDescriptors(t *testing.T) {
 	addr := "@shm-test-" + rand.Text()
 	srv := startServer(t, addr)
@@ -186,15 +188,108 @@ func TestHostileDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after := descriptors(t, srv.Process.Pid); after != before {
+	if after := descriptors(t, srv.Process.Pid); after > before+1 {
 		t.Errorf("server has %d descriptors, before %d", after, before)
 	}
-	// The pipe ends, so nobody has its other end.
+	// The pipe ends when the connection has, so nobody has its other end.
+	conn.Close()
 	w.Close()
 	if b, err := io.ReadAll(r); len(b) > 0 || err != nil {
 		t.Errorf("read %q, %v", b, err)
 	}
 	atWork(t, c)
+}
+
+// What a client gives out as the memory of a block must be memory.
+func TestHostileCreate(t *testing.T) {
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	conn := knock(t, addr)
+	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	disk, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	disk.Truncate(4096 + 100)
+	fd, err := unix.MemfdCreate("unsealed", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsealed := os.NewFile(uintptr(fd), "unsealed")
+	defer unsealed.Close()
+	unsealed.Truncate(4096 + 100)
+	good, err := shm.AnonymousFile("", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer good.Close()
+	before := descriptors(t, os.Getpid())
+	for _, tt := range []struct {
+		what string
+		f    *os.File
+		cap  string
+	}{
+		{"nothing", nil, "100"},
+		{"a pipe", r, "100"},
+		{"a file", disk, "100"},
+		{"the socket", must2(conn.File()), "100"},
+		{"unsealed memory", unsealed, "100"},
+		{"no capacity", good, "0"},
+		{"negative capacity", good, "-9223372036854775808"},
+		{"less than there is", good, "5000"},
+		{"far more than there is", good, "9223372036854775807"},
+	} {
+		var oob []byte
+		if tt.f != nil {
+			oob = syscall.UnixRights(int(tt.f.Fd()))
+		}
+		if _, _, err := conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":`+tt.cap+"}\n"), oob, nil); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, 1000)
+		n, err := conn.Read(answer)
+		if err != nil || !bytes.HasPrefix(answer[:n], []byte(`{"code":"invalid"`)) {
+			t.Errorf("%s: %s, %v", tt.what, answer[:n], err)
+		}
+		if tt.what == "the socket" {
+			tt.f.Close()
+		}
+	}
+	if after := descriptors(t, os.Getpid()); after >= before+1 {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+	if got := names(t, c); len(got) != 0 {
+		t.Errorf("list: %v", got)
+	}
+	// Memory that is none of this package's is found out by those who open it.
+	large, err := shm.AnonymousFile("", 1<<20, shm.Sparse())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer large.Close()
+	large.WriteAt(make([]byte, 100), 0)
+	conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":1048576}`+"\n"), syscall.UnixRights(int(large.Fd())), nil)
+	if _, err := io.ReadFull(conn, make([]byte, len("{}\n"))); err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, second(c.Open("a")), "a", shm.ErrNotSegment)
+	atWork(t, c)
+}
+
+func must2(f *os.File, err error) *os.File {
+	if err != nil {
+		panic(err)
+	}
+	return f
 }
 
 // Thousands of connections are refused beyond the limit and disturb nobody.
@@ -243,8 +338,8 @@ func TestHostileExhaustion(t *testing.T) {
 		return descriptors(t, srv.Process.Pid) >= 64 || len(conns) > 200
 	})
 	_, err := c.Create("more", 4096)
-	if !errors.Is(err, syscall.EMFILE) && err == nil {
-		t.Error("created without a descriptor")
+	if !errors.Is(err, manager.ErrQuota) {
+		t.Errorf("created without a descriptor: %v", err)
 	}
 	if got := names(t, c); len(got) != 1 {
 		t.Errorf("list: %v", got)
@@ -381,11 +476,11 @@ func TestHostileServer(t *testing.T) {
 // FuzzRequest sends bytes to a server as a client, and looks that it survives.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range []string{
-		`{"op":"create","name":"a","size":100}` + "\n" + `{"op":"open","name":"a"}` + "\n",
-		`{"op":"create","size":100,"lease":true,"sparse":true}` + "\n" + `{"op":"list"}` + "\n",
-		`{"op":"open_or_create","name":"b","size":1}` + "\n" + `{"op":"open","name":"b","read_only":true}` + "\n" + `{"op":"release","name":"b"}` + "\n",
-		`{"op":"create","name":"c","size":9223372036854775807}` + "\n" + `{"op":"list","name":"a"}` + "\n",
-		`{"op":"release","name":"../x"}` + "\n{}\n[]\n",
+		`{"op":"create","name":"a","cap":100}` + "\n" + `{"op":"open","name":"a"}` + "\n",
+		`{"op":"create","name":"a","cap":100,"lease":true}` + "\n" + `{"op":"list"}` + "\n",
+		`{"op":"create","name":"b","cap":100}` + "\n" + `{"op":"open","name":"b","read_only":true}` + "\n" + `{"op":"release","name":"b"}` + "\n",
+		`{"op":"create","name":"c","cap":9223372036854775807}` + "\n" + `{"op":"list","name":"a"}` + "\n",
+		`{"op":"create"` + "\n" + `{"op":"release","name":"../x"}` + "\n{}\n[]\n",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -393,8 +488,15 @@ func FuzzRequest(f *testing.F) {
 		addr, stop := serve(t, manager.Total(manager.Quota{Blocks: 10, Bytes: 1 << 20}))
 		conn := knock(t, addr)
 		conn.SetDeadline(time.Now().Add(30 * time.Second))
+		memory, err := shm.AnonymousFile("", 100, shm.Sparse())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer memory.Close()
 		go func() {
-			conn.Write(data)
+			for line := range bytes.Lines(data) { // each with a descriptor
+				conn.WriteMsgUnix(line, syscall.UnixRights(int(memory.Fd())), nil)
+			}
 			conn.CloseWrite()
 		}()
 		if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {

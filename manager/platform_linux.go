@@ -65,26 +65,53 @@ func share(f *os.File, readOnly bool) (shared *os.File, err error) {
 }
 
 // rights returns the message that f travels in: SCM_RIGHTS of unix(7).
-func rights(f *os.File) []byte { return syscall.UnixRights(int(f.Fd())) }
+func rights(f *os.File) []byte { return unix.UnixRights(int(f.Fd())) }
 
-// rightsSpace has room for one descriptor. The kernel closes those that have
-// none.
-var rightsSpace = syscall.CmsgSpace(4)
+// oobSize has room for one descriptor, or two where there is padding. The kernel
+// closes those that have none: cmsg(3).
+const oobSize = unix.SizeofCmsghdr + 8
 
-// received returns the descriptors that came in a message.
-func received(oob []byte) (fds []int) {
-	messages, _ := syscall.ParseSocketControlMessage(oob)
+// received returns the first file that came in a message, nil if there is none.
+// The error is EMFILE if there was one and this process has no descriptor left.
+func received(oob []byte, flags int, name string) (f *os.File, err error) {
+	messages, _ := unix.ParseSocketControlMessage(oob)
 	for _, m := range messages {
-		some, _ := syscall.ParseUnixRights(&m)
-		fds = append(fds, some...)
+		fds, _ := unix.ParseUnixRights(&m)
+		for _, fd := range fds {
+			if f == nil {
+				f = os.NewFile(uintptr(fd), name)
+			} else {
+				unix.Close(fd)
+			}
+		}
 	}
-	return fds
+	if f == nil && flags&unix.MSG_CTRUNC != 0 {
+		err = unix.EMFILE
+	}
+	return f, err
 }
 
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		syscall.Close(fd)
+// sealedSize returns how many bytes of memory f is, if their number cannot
+// change. It does nothing to f, which can be anything, that could wait: only the
+// kernel answers F_GET_SEALS of fcntl(2), and only for memory.
+func sealedSize(f *os.File) (size int64, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
 	}
+	controlErr := raw.Control(func(fd uintptr) {
+		const sealed = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+		var seals int
+		if seals, err = unix.FcntlInt(fd, unix.F_GET_SEALS, 0); err == nil && seals&sealed != sealed {
+			err = errors.New("not sealed")
+		}
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Fstat(int(fd), &st)
+		}
+		size = st.Size
+	})
+	return size, errors.Join(controlErr, err)
 }
 
 // totalMemory returns how many bytes of memory the machine has.

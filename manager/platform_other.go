@@ -15,12 +15,12 @@ const supported = false
 
 var errUnsupported = errors.ErrUnsupported
 
-func peerOf(*net.UnixConn) (Peer, error)     { return Peer{}, errors.ErrUnsupported }
-func share(*os.File, bool) (*os.File, error) { return nil, errors.ErrUnsupported }
-func rights(*os.File) []byte                 { return nil }
-func received([]byte) []int                  { return nil }
-func closeAll([]int)                         {}
-func totalMemory() int64                     { return 0 }
-func lockDir(string) (func(), error)         { return nil, errors.ErrUnsupported }
+func peerOf(*net.UnixConn) (Peer, error)             { return Peer{}, errors.ErrUnsupported }
+func share(*os.File, bool) (*os.File, error)         { return nil, errors.ErrUnsupported }
+func rights(*os.File) []byte                         { return nil }
+func received([]byte, int, string) (*os.File, error) { return nil, errors.ErrUnsupported }
+func sealedSize(*os.File) (int64, error)             { return 0, errors.ErrUnsupported }
+func totalMemory() int64                             { return 0 }
+func lockDir(string) (func(), error)                 { return nil, errors.ErrUnsupported }
 
-const rightsSpace = 0
+const oobSize = 0

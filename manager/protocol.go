@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"os"
 	"regexp"
 
 	"github.com/shmkit/shm"
@@ -15,7 +17,10 @@ import (
 // begins, with a response that has its version, or the error why it will not
 // talk. Then each request of the client is answered by one response. The
 // descriptor of a block travels, by SCM_RIGHTS, with the first byte of its
-// response.
+// opCreate, or of the response to its opOpen.
+//
+// It is the client that makes the memory: so it is charged to whoever wants it,
+// and the server has nothing to do that could take long.
 const (
 	protocolVersion = 1
 
@@ -26,18 +31,16 @@ const (
 
 // Operations.
 const (
-	opCreate       = "create"
-	opOpen         = "open"
-	opOpenOrCreate = "open_or_create"
-	opList         = "list"
-	opRelease      = "release"
+	opCreate  = "create"
+	opOpen    = "open"
+	opList    = "list"
+	opRelease = "release"
 )
 
 type request struct {
 	Op       string `json:"op"`
 	Name     string `json:"name,omitempty"` // of the block; for opList, list what comes after it
-	Size     int64  `json:"size,omitempty"`
-	Sparse   bool   `json:"sparse,omitempty"`
+	Cap      int64  `json:"cap,omitempty"`
 	ReadOnly bool   `json:"read_only,omitempty"`
 	Lease    bool   `json:"lease,omitempty"`
 }
@@ -46,10 +49,10 @@ type response struct {
 	Version int    `json:"version,omitempty"`
 	Code    string `json:"code,omitempty"`  // of an error, "" for none
 	Error   string `json:"error,omitempty"` // for people
-	Name    string `json:"name,omitempty"`  // of the block whose descriptor this is
-	Created bool   `json:"created,omitempty"`
 	Blocks  []Info `json:"blocks,omitempty"`
 	More    bool   `json:"more,omitempty"` // blocks come after these
+
+	lost error // why the descriptor that came with it is not there
 }
 
 // ErrQuota is a request that would exceed what the server grants: blocks, bytes,
@@ -118,6 +121,22 @@ func marshal(v any) []byte {
 		panic(err) // requests and responses always can be
 	}
 	return append(line, '\n')
+}
+
+// writeLine sends v as a line, with f unless it is nil.
+func writeLine(conn *net.UnixConn, v any, f *os.File) error {
+	line := marshal(v)
+	if f != nil {
+		n, _, err := conn.WriteMsgUnix(line, rights(f), nil)
+		if err != nil {
+			return err
+		}
+		if line = line[n:]; len(line) == 0 {
+			return nil
+		}
+	}
+	_, err := conn.Write(line)
+	return err
 }
 
 // unmarshal reads the one value that the line must be.

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,8 +15,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/shmkit/shm"
 )
 
 // Peer is the process at the other end of a connection, as the kernel knows it.
@@ -114,13 +111,11 @@ type client struct {
 	used   Quota
 }
 
-// block is memory under a name. It has its place among the others, and in the
-// quotas, before the memory is there, because that can take long.
+// block is memory under a name.
 type block struct {
 	info  Info
-	owner *client       // in whose quota it is; nil once it has gone
-	ready chan struct{} // closed when file is set, or the block gone again
-	file  *os.File      // what keeps the memory
+	owner *client  // in whose quota it is; nil once it has gone
+	file  *os.File // what keeps the memory
 }
 
 // Listen returns a listener for [Serve] at a path of the file system, as a
@@ -275,10 +270,10 @@ func unixConn(conn net.Conn) (*net.UnixConn, error) {
 }
 
 // talk answers the requests of c until there are no more, or one is no request.
-//
-// It reads by read(2), which throws away descriptors that come along.
 func (s *server) talk(c *client) {
-	lines := bufio.NewReaderSize(c.conn, maxRequest)
+	in := &inbox{conn: c.conn}
+	defer in.close()
+	lines := bufio.NewReaderSize(in, maxRequest)
 	if c.send(response{Version: protocolVersion}, nil) != nil {
 		return
 	}
@@ -295,19 +290,44 @@ func (s *server) talk(c *client) {
 			c.send(failure(fmt.Errorf("%w: bad request", fs.ErrInvalid)), nil)
 			return
 		}
-		a := s.answer(c, req)
-		err = c.send(a.response, a.file)
-		if a.file != nil {
-			a.file.Close()
-		}
+		resp, f, err := s.answer(c, req, in)
 		if err != nil {
-			if a.Created { // and nobody knows of it
-				s.release(a.block)
-			}
+			resp = failure(err)
+		}
+		err = c.send(resp, f)
+		f.Close() // if there is one
+		if err != nil {
 			return
 		}
 	}
 }
+
+// inbox reads what a client sends, and keeps the last descriptor that came
+// along until somebody takes it. It has room for no more: the rest is closed, by
+// the kernel or here.
+type inbox struct {
+	conn *net.UnixConn
+	oob  [oobSize]byte
+	file *os.File
+	err  error // why it has no file
+}
+
+func (in *inbox) Read(p []byte) (int, error) {
+	n, oobn, flags, _, err := in.conn.ReadMsgUnix(p, in.oob[:])
+	if f, err := received(in.oob[:max(oobn, 0)], flags, ""); f != nil || err != nil {
+		in.close()
+		in.file, in.err = f, err
+	}
+	return max(n, 0), err
+}
+
+func (in *inbox) take() (*os.File, error) {
+	f, err := in.file, in.err
+	in.file, in.err = nil, nil
+	return f, err
+}
+
+func (in *inbox) close() { in.file.Close() } // if there is one
 
 // readLine waits for a line for as long as it takes to begin.
 func (c *client) readLine(lines *bufio.Reader) ([]byte, error) {
@@ -323,114 +343,65 @@ func (c *client) readLine(lines *bufio.Reader) ([]byte, error) {
 
 func (c *client) send(r response, f *os.File) error {
 	c.conn.SetWriteDeadline(time.Now().Add(stall))
-	line := marshal(r)
-	if f != nil {
-		n, _, err := c.conn.WriteMsgUnix(line, rights(f), nil)
-		if err != nil {
-			return err
-		}
-		if line = line[n:]; len(line) == 0 {
-			return nil
-		}
-	}
-	_, err := c.conn.Write(line)
-	return err
+	return writeLine(c.conn, r, f)
 }
 
-// answer is what becomes of a request.
-type answer struct {
-	response
-	block *block
-	file  *os.File // to go with the response
-}
-
-func (s *server) answer(c *client, req request) answer {
-	a, err := s.try(c, req)
-	if err != nil {
-		return answer{response: failure(err)}
+// answer does what is asked for. The file it returns goes with the response.
+func (s *server) answer(c *client, req request, in *inbox) (resp response, f *os.File, err error) {
+	if c.access < FullAccess && (req.Op == opCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
+		return resp, nil, fmt.Errorf("%w: user %d may only read", fs.ErrPermission, c.peer.UID)
 	}
-	return a
-}
-
-func (s *server) try(c *client, req request) (a answer, err error) {
-	if c.access < FullAccess && (req.Op == opCreate || req.Op == opOpenOrCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
-		return a, fmt.Errorf("%w: user %d may only read", fs.ErrPermission, c.peer.UID)
-	}
-	create := req.Op == opCreate || req.Op == opOpenOrCreate
-	if req.Op != opList && !(create && req.Name == "") && !validName.MatchString(req.Name) {
-		return a, fmt.Errorf("%w: bad name", fs.ErrInvalid)
+	if req.Op != opList && !validName.MatchString(req.Name) {
+		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	switch req.Op {
 	case opCreate:
-		return s.create(c, req)
+		f, err := in.take()
+		if err != nil {
+			return resp, nil, fmt.Errorf("%w: %w", ErrQuota, err)
+		}
+		return resp, nil, s.create(c, req, f)
 	case opOpen:
-		return s.open(req)
-	case opOpenOrCreate:
-		for {
-			if a, err = s.open(req); !errors.Is(err, fs.ErrNotExist) {
-				return a, err
-			}
-			if a, err = s.create(c, req); !errors.Is(err, fs.ErrExist) {
-				return a, err
-			}
-		}
+		f, err = s.open(req)
+		return resp, f, err
 	case opList:
-		return answer{response: s.list(req.Name)}, nil
+		return s.list(req.Name), nil, nil
 	case opRelease:
-		b := s.find(req.Name)
-		if b == nil || !s.release(b) {
-			return a, fs.ErrNotExist
-		}
-		return a, nil
+		return resp, nil, s.release(req.Name)
 	}
-	return a, fmt.Errorf("%w: unknown operation", fs.ErrInvalid)
+	return resp, nil, fmt.Errorf("%w: unknown operation", fs.ErrInvalid)
 }
 
-func (s *server) create(c *client, req request) (a answer, err error) {
-	if req.Size <= 0 {
-		return a, fmt.Errorf("%w: size %d", fs.ErrInvalid, req.Size)
-	}
-	if req.Name == "" {
-		req.Name = "shm-" + strings.ToLower(rand.Text()[:16])
-	}
-	b := &block{
-		info:  Info{Name: req.Name, Cap: req.Size, Created: time.Now(), Creator: c.peer.PID, Leased: req.Lease},
-		owner: c,
-		ready: make(chan struct{}),
-	}
-	if err := s.reserve(b); err != nil {
-		return a, err
-	}
-	defer close(b.ready)
-	file, err := newMemory(req)
+// create keeps the memory in f as a new block.
+func (s *server) create(c *client, req request, f *os.File) error {
+	err := checkMemory(f, req.Cap)
 	if err == nil {
-		a.file, err = share(file, false)
+		info := Info{Name: req.Name, Cap: req.Cap, Created: time.Now(), Creator: c.peer.PID, Leased: req.Lease}
+		err = s.add(&block{info: info, owner: c, file: f})
 	}
 	if err != nil {
-		if file != nil {
-			file.Close()
-		}
-		s.remove(b)
-		return a, err
+		f.Close()
 	}
-	s.mu.Lock()
-	b.file = file
-	s.mu.Unlock()
-	a.block, a.response = b, response{Name: req.Name, Created: true}
-	return a, nil
+	return err
 }
 
-// newMemory returns the file of a new block that nobody is attached to.
-func newMemory(req request) (*os.File, error) {
-	var opts []shm.Option
-	if req.Sparse {
-		opts = append(opts, shm.Sparse())
+// checkMemory looks that f is memory whose size nobody can change, and no more
+// of it than capacity bytes and a header. What is in it, those who attach look
+// at.
+func checkMemory(f *os.File, capacity int64) error {
+	const mostHeader = 64 << 10 // of package shm
+	size, err := sealedSize(f)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: not a block: %w", fs.ErrInvalid, err)
+	case capacity <= 0 || size <= capacity || size-capacity > mostHeader:
+		return fmt.Errorf("%w: %d bytes for a Cap of %d", fs.ErrInvalid, size, capacity)
 	}
-	return shm.AnonymousFile(req.Size, opts...)
+	return nil
 }
 
-// reserve gives b its place.
-func (s *server) reserve(b *block) error {
+// add gives b a place, if there is one.
+func (s *server) add(b *block) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, size := b.owner, b.info.Cap
@@ -449,64 +420,44 @@ func (s *server) reserve(b *block) error {
 	return nil
 }
 
-// remove takes the place of b away, and reports whether it still had one.
-func (s *server) remove(b *block) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.blocks[b.info.Name] != b {
-		return false
-	}
+// remove takes the place of b away, and the server's hold on its memory. The
+// caller holds s.mu.
+func (s *server) remove(b *block) {
 	delete(s.blocks, b.info.Name)
 	s.used.add(-1, -b.info.Cap)
 	if c := b.owner; c != nil {
 		delete(c.owned, b)
 		c.used.add(-1, -b.info.Cap)
 	}
-	return true
-}
-
-// release ends a block that is ready.
-func (s *server) release(b *block) bool {
-	if !s.remove(b) {
-		return false
-	}
 	b.file.Close()
-	return true
 }
 
-// find returns the block called name when it is ready, or nil.
-func (s *server) find(name string) *block {
+func (s *server) release(name string) error {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	b := s.blocks[name]
-	s.mu.Unlock()
 	if b == nil {
-		return nil
+		return fs.ErrNotExist
 	}
-	<-b.ready
-	if b.file == nil {
-		return nil
-	}
-	return b
+	s.remove(b)
+	return nil
 }
 
-func (s *server) open(req request) (a answer, err error) {
-	b := s.find(req.Name)
+func (s *server) open(req request) (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock() // which keeps the file open
+	b := s.blocks[req.Name]
 	if b == nil {
-		return a, fs.ErrNotExist
+		return nil, fs.ErrNotExist
 	}
-	a.file, err = share(b.file, req.ReadOnly)
-	if errors.Is(err, fs.ErrClosed) { // released in the meantime
-		err = fs.ErrNotExist
-	}
-	a.block, a.response = b, response{Name: req.Name}
-	return a, err
+	return share(b.file, req.ReadOnly)
 }
 
 // list returns blocks whose names come after the one given.
 func (s *server) list(after string) (r response) {
 	s.mu.Lock()
 	for name, b := range s.blocks {
-		if b.file != nil && name > after {
+		if name > after {
 			r.Blocks = append(r.Blocks, b.info)
 		}
 	}
@@ -522,18 +473,14 @@ func (s *server) list(after string) (r response) {
 func (s *server) leave(c *client) {
 	c.conn.Close()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.clients, c)
-	var leased []*block
 	for b := range c.owned {
 		if b.info.Leased {
-			leased = append(leased, b)
+			s.remove(b)
 		} else {
 			b.owner = nil
 		}
-	}
-	s.mu.Unlock()
-	for _, b := range leased {
-		s.release(b)
 	}
 }
 
@@ -545,7 +492,7 @@ func (s *server) shutdown() {
 	s.mu.Unlock()
 	s.done.Wait()
 	for _, b := range s.blocks {
-		s.release(b)
+		s.remove(b)
 	}
 }
 
