@@ -61,8 +61,9 @@ func (q *Quota) add(blocks int, bytes int64) {
 
 // Authorize makes f decide what each client may do. The default is FullAccess
 // for the user of the server and for root, and NoAccess for others. A client
-// with ReadAccess, of another user than the server's, cannot write to a block by
-// any means. f is called for one connection after the other.
+// with ReadAccess cannot write to the blocks of other users by any means; what
+// his own user has created, he can come by otherwise. f is called for one
+// connection after the other.
 func Authorize(f func(Peer) Access) ServeOption {
 	return serveOption(func(c *serveConfig) { c.authorize = f })
 }
@@ -173,8 +174,8 @@ func abandoned(addr string) bool {
 // No client can make the server wait on behalf of another: each has a goroutine
 // of its own, requests have a bounded length, and a client that does not
 // complete one, or does not take its response, is dropped after ten seconds. The
-// server maps no memory of the blocks, so nothing that a client does to them can
-// harm it.
+// server neither makes the memory of blocks nor looks at it, so nothing that a
+// client does to it can harm the server.
 func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 	defer l.Close()
 	if !supported {
@@ -484,13 +485,26 @@ func (s *server) leave(c *client) {
 	}
 }
 
+// shutdown ends all connections and lets go of all memory. It does not wait for
+// a client for ever: one can have sent a file whose file system, in its own
+// hands, does not let it be closed.
 func (s *server) shutdown() {
 	s.mu.Lock()
 	for c := range s.clients {
 		c.conn.Close()
 	}
 	s.mu.Unlock()
-	s.done.Wait()
+	done := make(chan struct{})
+	go func() {
+		s.done.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(stall):
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, b := range s.blocks {
 		s.remove(b)
 	}

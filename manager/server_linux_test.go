@@ -588,6 +588,28 @@ func TestStranger(t *testing.T) {
 	do(s, "release block", "ok")
 }
 
+// A server need not be the user of the memory it keeps.
+func TestServerOfOtherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can start processes of another user: run as root")
+	}
+	addr := "@shm-test-" + rand.Text()
+	cmd := proctest.Command(server, addr)
+	cmd.Path, cmd.Dir = "/proc/self/exe", "/" // its directory is closed to other users
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	srv := proctest.StartCommand(t, cmd)
+	srv.Expect("listening")
+	c := dial(t, addr)
+	seg := must(t)(c.Create("block", 100))
+	write(t, seg, "mine")
+	if got := read(t, must(t)(c.Open("block", shm.ReadOnly())), 4); got != "mine" {
+		t.Errorf("holds %q", got)
+	}
+	if got := read(t, must(t)(c.Open("block")), 4); got != "mine" {
+		t.Errorf("holds %q", got)
+	}
+}
+
 // A socket that Listen makes lets nobody else connect at all.
 func TestStrangerAtSocket(t *testing.T) {
 	dir, err := os.MkdirTemp("", "")
