@@ -19,7 +19,13 @@ import (
 const (
 	shmDir  = "/dev/shm/"
 	maxName = unix.NAME_MAX
+
+	bornNamed = false // an object has no name before publish
+	namesStay = false // a name can be taken from an object that is in use
 )
+
+// headerLength is that of the headers of new blocks.
+var headerLength = os.Getpagesize()
 
 // object is an open handle on a backing object: an open file description of
 // its own, which is what Linux counts locks by.
@@ -28,10 +34,12 @@ type object struct {
 	writable bool
 }
 
-// createObject makes an object of size bytes that has no name yet; it is gone
-// when its handle closes, unless publish has named it. Unless sparse, the
-// memory is reserved, so that no later access can run out of it.
-func createObject(size int64, perm fs.FileMode, sparse bool) (*object, error) {
+// createObject makes an object of size bytes, all zero, that is gone when its
+// handle closes before publish has named it. Unless it is to be sparse, the
+// memory is reserved, so that no later access can run out of it. (Where objects
+// are bornNamed it has its name at once, or fails with fs.ErrExist.)
+func createObject(_ string, size int64, c config) (*object, error) {
+	perm := c.perm
 	fd, err := retry(func() (int, error) {
 		return unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm))
 	})
@@ -43,7 +51,7 @@ func createObject(size int64, perm fs.FileMode, sparse bool) (*object, error) {
 		return nil, spaceErr(err)
 	}
 	o := &object{fd: fd, writable: true}
-	if err := o.prepare(size, perm, sparse); err != nil {
+	if err := o.prepare(size, perm, c.has(optSparse)); err != nil {
 		o.close()
 		return nil, spaceErr(err)
 	}
@@ -146,7 +154,13 @@ var errNotRegular = fmt.Errorf("%w: not a regular file", ErrNotSegment)
 // tmpfsDevice is the number of a device known to be a tmpfs, 0 for none yet.
 var tmpfsDevice atomic.Uint64
 
-// lockable returns errors.ErrUnsupported where the object is not on a tmpfs:
+// newborn returns an error that is again for an object without magic that may be
+// a block being born, and nil for one that is not. It is asked only where objects
+// are bornNamed.
+func (o *object) newborn() error { return nil }
+
+// lockable makes the object, which is known to be a block with a header, or
+// about to become one, ready for its lanes. It returns errors.ErrUnsupported where the object is not on a tmpfs:
 // on network and user-space file systems two kernels can both grant one lock.
 func (o *object) lockable() error {
 	var st unix.Stat_t
