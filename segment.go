@@ -667,7 +667,7 @@ func (a *attachment) unlink() error {
 		return err
 	}
 	defer a.unlockMutex()
-	return unlinkIfNamed(a.obj, a.name, !a.raw)
+	return unlinkIfNamed(a.obj, a.name)
 }
 
 // Unlink takes the name of a block away at once; see [Segment.Unlink]. It works
@@ -711,8 +711,7 @@ func unlink(name string, only *object) error {
 		if errors.As(err, new(again)) {
 			return err
 		}
-		header := err == nil || errors.Is(err, errTruncated)
-		if header {
+		if err == nil || errors.Is(err, errTruncated) {
 			o.lockable() // where it is not, lock does what it can
 		}
 		defer o.unlock()
@@ -723,9 +722,9 @@ func unlink(name string, only *object) error {
 			return again{fs.ErrNotExist} // another block has the name now
 		}
 		if only != nil {
-			return unlinkIfNamed(only, name, header)
+			return unlinkIfNamed(only, name)
 		}
-		return unlinkIfNamed(o, name, header)
+		return unlinkIfNamed(o, name)
 	})
 }
 
@@ -753,7 +752,7 @@ func Reap() (names []string, err error) {
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
-	if namesStay { // as long as handles, and no longer: nothing is left behind
+	if namesStay { // with their objects, and go with them: nobody leaves a dead block
 		return nil, nil
 	}
 	err = listObjects(func(name string) bool {
