@@ -72,6 +72,9 @@ func TestVerifyNone(t *testing.T) {
 
 func TestName(t *testing.T) {
 	current := shmtest.IgnoreCurrent()
+	if runtime.GOOS == "windows" {
+		t.Skip("the system leaves no block when it is closed")
+	}
 	seg := create(t, "", shm.Persistent())
 	seg.Close()
 	if err := shmtest.Find(current); err == nil || !strings.Contains(err.Error(), "still has its name") {
