@@ -232,11 +232,11 @@ func (o *object) stat() (objectInfo, error) {
 // newborn takes an object without magic for a block being born while somebody
 // holds the life lane of it, as its creator does from before it exists.
 func (o *object) newborn() error {
-	if life, err := windows.OpenEvent(windows.SYNCHRONIZE, false, utf16(lifeName(o.section))); err == nil {
-		windows.CloseHandle(life)
-		return again{ErrNotSegment}
+	h, err := o.holder(laneLife)
+	if err == nil && h != unheld {
+		err = again{ErrNotSegment}
 	}
-	return nil
+	return err
 }
 
 func (o *object) lockable() error {
@@ -408,14 +408,14 @@ func (o *object) holder(laneLife lane) (hold, error) {
 		return alone, nil
 	case err == nil:
 		defer o.lock(laneMutex, unheld)
+	case !errors.Is(err, fs.ErrPermission): // who may only read may not lock
+		return unheld, err
 	}
 	life, err := windows.OpenEvent(windows.SYNCHRONIZE, false, utf16(lifeName(o.section)))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	if errors.Is(err, fs.ErrNotExist) {
 		return unheld, nil
-	case err == nil:
-		windows.CloseHandle(life)
 	}
+	closeHandle(&life)
 	return shared, nil
 }
 

@@ -381,6 +381,8 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 
 func (a *attachment) openRaw(info objectInfo, c config) error {
 	switch _, _, err := readHeader(a.obj, info.size); {
+	case errors.As(err, new(again)): // it may be about to get one
+		return err
 	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):
 		return fmt.Errorf("%w: option Headerless for a block with a header", fs.ErrInvalid)
 	case !errors.Is(err, ErrNotSegment):

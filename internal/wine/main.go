@@ -1,5 +1,6 @@
 // Command wine writes what Go programs lack on Wine 8, the one of Debian 12, to
-// the folder that is its argument: it is for .ci/wine alone.
+// the folder that is its first argument; the second is what go env GOROOT says.
+// It is for .ci/wine alone.
 //
 //   - bcryptprimitives.dll, from which the Go runtime gets its random numbers
 //     (ProcessPrng); Wine has it since version 9. The one written here has no
@@ -16,22 +17,21 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 )
 
 func main() {
-	if err := write(os.Args[1]); err != nil {
+	if err := write(os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func write(dir string) error {
+func write(dir, goroot string) error {
 	dll := forwarder("bcryptprimitives.dll", "ProcessPrng", "advapi32.SystemFunction036")
 	if err := os.WriteFile(filepath.Join(dir, "bcryptprimitives.dll"), dll, 0o644); err != nil {
 		return err
 	}
-	original := filepath.Join(runtime.GOROOT(), "src/internal/syscall/windows/at_windows.go")
+	original := filepath.Join(goroot, "src/internal/syscall/windows/at_windows.go")
 	changed := filepath.Join(dir, "at_windows.go")
 	src, err := os.ReadFile(original)
 	if err != nil {
