@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +26,7 @@ import (
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // privately runs the test again in a process that has a /dev/shm of its own,
@@ -481,6 +484,67 @@ func TestNoAddressSpace(t *testing.T) {
 	}
 	if err := tryCreate("", 1<<20); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestClosedAddressSpace has address space for one mapping of the block, and no
+// garbage collector that would come by.
+func TestClosedAddressSpace(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	const large = 1 << 30
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := number(strings.Fields(string(b))[0])
+	limit(t, syscall.RLIMIT_AS, uint64(pages)*4096+large+large/2)
+	debug.SetGCPercent(-1)
+	for range 10 {
+		if err := tryCreate("", large, shm.Sparse()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestManyClosed keeps more closed Segments than Close keeps addresses of.
+func TestManyClosed(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	seg := block(t, 100)
+	var closed []*shm.Segment
+	quick := 0
+	for range 10_000 {
+		peer, err := shm.Open(seg.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if shm.Quick(peer) {
+			quick++
+		}
+		if n, err := peer.WriteAt([]byte("x"), 0); n != 1 || err != nil {
+			t.Fatalf("WriteAt: %d, %v", n, err)
+		}
+		if err := peer.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := peer.ReadAt(make([]byte, 1), 0); n != 0 || !errors.Is(err, fs.ErrClosed) {
+			t.Fatalf("ReadAt after Close: %d, %v", n, err)
+		}
+		closed = append(closed, peer)
+	}
+	if quick == len(closed) || quick < 1000 && math.MaxInt > math.MaxInt32 && !raw.Race {
+		t.Errorf("%d of %d were quick", quick, len(closed))
+	}
+	runtime.KeepAlive(closed)
+	clear(closed)
+	for shm.Kept() > 64<<20 { // or the test runs into its timeout
+		runtime.GC()
+	}
+	if peer := attach(t, seg.Name()); shm.Quick(peer) != (quick > 0) {
+		t.Error("the collector has not helped")
 	}
 }
 

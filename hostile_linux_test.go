@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -1220,6 +1221,44 @@ func TestCloseStorm(t *testing.T) {
 			end.Close()
 		}
 	}
+}
+
+// TestRevoked looks at what Close leaves of the mapping: no memory, and no room
+// for another mapping until the Segment is out of reach.
+func TestRevoked(t *testing.T) {
+	seg := block(t, 1<<20)
+	if !shm.Quick(seg) {
+		t.Skip("Close leaves nothing on this system")
+	}
+	b := seg.Bytes()
+	err := seg.View(func([]byte) error {
+		err := seg.Close()
+		b[0] = 1 // View keeps all of it
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(maps), seg.Name()) {
+		t.Error("still mapped after Close")
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	for range 10 {
+		block(t, 1<<20)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("another mapping lies where the old one was")
+				}
+			}()
+			b[0]++
+		}()
+	}
+	runtime.KeepAlive(seg)
 }
 
 // TestUmask has the umask take all bits away, or none.

@@ -32,6 +32,8 @@ func (o *object) holder(lane) (hold, error)           { return unheld, errors.Er
 func (o *object) unlock()                             {}
 func (o *object) close()                              {}
 func munmap([]byte)                                   {}
+func revoke([]byte) error                             { return errors.ErrUnsupported }
+func revocable() int64                                { return 0 }
 func pollable(uintptr) bool                           { return false }
 func readFD(uintptr, []byte) (int, error)             { return 0, errors.ErrUnsupported }
 func writeFD(uintptr, []byte) (int, error)            { return 0, errors.ErrUnsupported }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"net"
 	"reflect"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"syscall"
 
@@ -18,6 +20,25 @@ import (
 // [fs.ErrInvalid] for a negative offset, [fs.ErrClosed], or [ErrFault] with the
 // number of bytes that could be copied.
 func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
+	if h := s.quickly(); h != nil && len(p) <= short && off >= 0 {
+		n, size := h.tryRead(p, off)
+		runtime.KeepAlive(h)
+		if n == len(p) {
+			return n, nil
+		}
+		if size >= 0 {
+			return n, io.EOF
+		}
+	}
+	return s.readGated(p, off)
+}
+
+// short is how many bytes are copied without passing the gate, because above it
+// that is a few hundredths of the time. It is bounded because a copy that Close
+// overtakes is given up half done, and one inside the gate is not.
+const short = 16 << 10
+
+func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 	h, token, err := s.enter("read")
 	if err != nil {
 		return 0, err
@@ -36,6 +57,17 @@ func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
 // Other errors are [ErrReadOnly], [fs.ErrInvalid] for a negative offset,
 // [fs.ErrClosed], and [ErrFault] with the number of bytes that could be copied.
 func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
+	if h := s.quickly(); h != nil && 0 < len(p) && len(p) <= short && off >= 0 && !h.readOnly {
+		ok := off <= int64(len(h.data)-len(p)) && h.tryWrite(p, off)
+		runtime.KeepAlive(h)
+		if ok {
+			return len(p), nil
+		}
+	}
+	return s.writeGated(p, off)
+}
+
+func (s *Segment) writeGated(p []byte, off int64) (n int, err error) {
 	h, token, err := s.enter("write")
 	if err != nil {
 		return 0, err
@@ -51,28 +83,30 @@ func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
 // Read implements [io.Reader], from the offset. Errors are those of
 // [Segment.ReadAt].
 func (s *Segment) Read(p []byte) (n int, err error) {
-	h, token, err := s.enter("read")
-	if err != nil {
-		return 0, err
+	if s == nil || s.h == nil {
+		return s.ReadAt(p, 0) // says so
 	}
-	defer h.leave(token)
-	n, err = h.readNext(p)
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	n, err = s.ReadAt(p, s.h.off)
+	s.h.off += int64(n)
 	if n > 0 && err == io.EOF {
 		err = nil // the next call finds it
 	}
-	return n, pathError("read", h.name, err)
+	return n, err
 }
 
 // Write implements [io.Writer], at the offset. Errors are those of
 // [Segment.WriteAt].
 func (s *Segment) Write(p []byte) (n int, err error) {
-	h, token, err := s.enter("write")
-	if err != nil {
-		return 0, err
+	if s == nil || s.h == nil {
+		return s.WriteAt(p, 0) // says so
 	}
-	defer h.leave(token)
-	n, err = h.writeNext(p)
-	return n, pathError("write", h.name, err)
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	n, err = s.WriteAt(p, s.h.off)
+	s.h.off += int64(n)
+	return n, err
 }
 
 // WriteString implements [io.StringWriter]; it is Write without a copy of s.
@@ -418,22 +452,6 @@ func (s *Segment) unread(n int) {
 	}
 }
 
-func (h *handle) readNext(p []byte) (n int, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n, err = h.readAt(p, h.off)
-	h.off += int64(n)
-	return n, err
-}
-
-func (h *handle) writeNext(p []byte) (n int, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n, err = h.writeAt(p, h.off)
-	h.off += int64(n)
-	return n, err
-}
-
 // readAt is what all reading comes down to. One trap covers the header and the
 // data, because setting it is what a short read costs most after the gate.
 func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
@@ -443,32 +461,37 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, size, err := a.tryRead(p, off)
-	if err == ErrFault {
-		if size < 0 { // it was the header
-			return 0, a.faultReason(0)
+	n, size := a.tryRead(p, off)
+	if size < 0 {
+		if size, err = a.size(); err != nil {
+			return 0, err // it was the header
 		}
-		if n, err = a.readAround(p[:min(int64(len(p)), size-off)], off); err == nil && n < len(p) {
-			err = io.EOF
-		}
+		n, err = a.readAround(p[:max(min(int64(len(p)), size-off), 0)], off)
+	}
+	if err == nil && n < len(p) {
+		err = io.EOF
 	}
 	return n, err
 }
 
-func (a *attachment) tryRead(p []byte, off int64) (n int, size int64, err error) {
-	size = -1
-	var t trap
-	t.begin()
-	defer t.end(a.mem, &err)
+// tryRead returns how many bytes it has copied and the size of the block, or a
+// negative size if there was a fault.
+func (a *attachment) tryRead(p []byte, off int64) (n int, size int64) {
+	before := debug.SetPanicOnFault(true)
+	done := false
+	defer func() {
+		debug.SetPanicOnFault(before)
+		if !done {
+			a.faultAt(recover())
+			n, size = 0, -1
+		}
+	}()
 	size = a.loadSize()
 	if off < size {
 		n = copy(p, a.data[off:size])
 	}
-	if n < len(p) {
-		err = io.EOF
-	}
-	t.done = true
-	return n, size, err
+	done = true
+	return n, size
 }
 
 // writeAt is what all writing comes down to.
@@ -489,8 +512,8 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 			return 0, err
 		}
 	}
-	if fault := a.tryWrite(room, p, off); fault != nil {
-		n, fault = a.writeAround(p, off)
+	if !a.tryWrite(p, off) {
+		n, fault := a.writeAround(p, off)
 		if n > 0 {
 			a.publishSize(off + int64(n))
 		}
@@ -501,20 +524,24 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 	return len(p), err
 }
 
-func (a *attachment) tryWrite(room, p []byte, off int64) (err error) {
-	var t trap
-	t.begin()
-	defer t.end(a.mem, &err)
+// tryWrite copies p, which fits, and reports whether there was no fault.
+func (a *attachment) tryWrite(p []byte, off int64) (done bool) {
+	before := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(before)
+		if !done {
+			a.faultAt(recover())
+		}
+	}()
 	end := uint64(off) + uint64(len(p))
 	if !a.raw {
 		raise(header(a.mem).written(), end)
 	}
-	copy(room, p)
+	copy(a.data[off:], p)
 	if !a.raw {
 		raise(header(a.mem).size(), end)
 	}
-	t.done = true
-	return nil
+	return true
 }
 
 // announce notes that bytes below end are about to be written.

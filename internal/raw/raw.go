@@ -26,6 +26,9 @@ func Index(b []byte, addr uintptr) int {
 	return -1
 }
 
+// Pointer returns the address of b[0] as system calls take it.
+func Pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }
+
 // Bytes returns the bytes of s, which must not be written to.
 func Bytes(s string) []byte {
 	return unsafe.Slice(unsafe.StringData(s), len(s))
