@@ -189,6 +189,16 @@ func TestSparseOnFull(t *testing.T) {
 		},
 		"ReadFrom":       func(seg *shm.Segment) (int64, error) { return seg.ReadFrom(bytes.NewReader(data)) },
 		"ReadFrom(file)": func(seg *shm.Segment) (int64, error) { file.Seek(0, io.SeekStart); return seg.ReadFrom(file) },
+		"ReadFrom(pipe)": func(seg *shm.Segment) (int64, error) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				return 0, err
+			}
+			defer r.Close()
+			defer w.Close()
+			w.Write(data)
+			return seg.ReadFrom(r)
+		},
 		"View": func(seg *shm.Segment) (int64, error) {
 			return 3 * page, seg.View(func(b []byte) error {
 				for i, c := range data { // copy goes in an order that depends on the processor
@@ -556,6 +566,15 @@ func TestFileSizeLimit(t *testing.T) {
 	}
 	seg := block(t, 4<<20)
 	name := seg.Name()
+	path := filepath.Join(t.TempDir(), "input")
+	if err := os.WriteFile(path, noise(1<<20-4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	input, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer input.Close()
 	restore := limit(t, syscall.RLIMIT_FSIZE, 1<<20)
 	defer restore()
 	for _, opts := range [][]shm.Option{nil, {shm.Sparse()}, {shm.Headerless()}} {
@@ -569,6 +588,17 @@ func TestFileSizeLimit(t *testing.T) {
 	peer := attach(t, name)
 	if n, err := peer.WriteAt([]byte("beyond"), 3<<20); n != 6 || err != nil {
 		t.Errorf("WriteAt: %d, %v", n, err)
+	}
+	want := noise(2 << 20)
+	if n, err := peer.WriteAt(want, 1<<19); n != len(want) || err != nil {
+		t.Errorf("WriteAt across the limit: %d, %v", n, err)
+	}
+	if got := content(t, peer)[1<<19:][:len(want)]; !bytes.Equal(got, want) {
+		t.Error("it is not what was written")
+	}
+	peer.Seek(1<<20-1, io.SeekStart)
+	if n, err := io.Copy(peer, input); n != 1<<20-4096 || err != nil {
+		t.Errorf("Copy across the limit: %d, %v", n, err)
 	}
 	everything(peer)
 	peer.Close()

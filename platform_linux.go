@@ -308,6 +308,23 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 	return n, spaceErr(err)
 }
 
+// receive copies at most n bytes of the regular file fd to offset off. It
+// returns 0 bytes at the end of the file and where that cannot be done, and
+// errNotRegular for another descriptor. The position of o.fd is nobody else's.
+func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
+	if !regular(fd) {
+		return 0, errNotRegular
+	}
+	if _, err := unix.Seek(o.fd, off, io.SeekStart); err != nil {
+		return 0, nil
+	}
+	n, err := retry(func() (int, error) { return unix.Sendfile(o.fd, int(fd), nil, n) })
+	if err != nil {
+		n = 0
+	}
+	return n, nil
+}
+
 // punch gives back the memory of n bytes, which read as zero from then on.
 func (o *object) punch(off, n int64) error {
 	_, err := retry(func() (int, error) {
@@ -380,9 +397,10 @@ func retry(f func() (int, error)) (int, error) {
 // somebody else: a regular file, or a descriptor in non-blocking mode.
 func pollable(fd uintptr) bool {
 	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-	if err == nil && flags&unix.O_NONBLOCK != 0 {
-		return true
-	}
+	return err == nil && flags&unix.O_NONBLOCK != 0 || regular(fd)
+}
+
+func regular(fd uintptr) bool {
 	var st unix.Stat_t
 	return unix.Fstat(int(fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
 }

@@ -132,6 +132,8 @@ type attachment struct {
 	lent  atomic.Bool // Bytes has been called
 	keeps int64       // address space that is kept until drop
 
+	warmed atomic.Uint64 // where in the data long writes have come to; see fresh
+
 	life    sync.Mutex // held by whoever holds the mutex lane through obj
 	counted bool       // part of the count in the header; set by attach
 }
@@ -392,6 +394,9 @@ func (a *attachment) mmap(length, writable int, c config) error {
 		return err
 	}
 	a.mem, a.data = mem, mem[a.layout.headerSize:]
+	if c.has(optPrefault) {
+		a.warm(int64(len(a.data)))
+	}
 	a.gate.Init(a.free)
 	return nil
 }
