@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +26,7 @@ import (
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // privately runs the test again in a process that has a /dev/shm of its own,
@@ -186,6 +189,16 @@ func TestSparseOnFull(t *testing.T) {
 		},
 		"ReadFrom":       func(seg *shm.Segment) (int64, error) { return seg.ReadFrom(bytes.NewReader(data)) },
 		"ReadFrom(file)": func(seg *shm.Segment) (int64, error) { file.Seek(0, io.SeekStart); return seg.ReadFrom(file) },
+		"ReadFrom(pipe)": func(seg *shm.Segment) (int64, error) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				return 0, err
+			}
+			defer r.Close()
+			defer w.Close()
+			w.Write(data)
+			return seg.ReadFrom(r)
+		},
 		"View": func(seg *shm.Segment) (int64, error) {
 			return 3 * page, seg.View(func(b []byte) error {
 				for i, c := range data { // copy goes in an order that depends on the processor
@@ -484,6 +497,67 @@ func TestNoAddressSpace(t *testing.T) {
 	}
 }
 
+// TestClosedAddressSpace has address space for one mapping of the block, and no
+// garbage collector that would come by.
+func TestClosedAddressSpace(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	const large = 1 << 30
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := number(strings.Fields(string(b))[0])
+	limit(t, syscall.RLIMIT_AS, uint64(pages)*4096+large+large/2)
+	debug.SetGCPercent(-1)
+	for range 10 {
+		if err := tryCreate("", large, shm.Sparse()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestManyClosed keeps more closed Segments than Close keeps addresses of.
+func TestManyClosed(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	seg := block(t, 100)
+	var closed []*shm.Segment
+	quick := 0
+	for range 10_000 {
+		peer, err := shm.Open(seg.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if shm.Quick(peer) {
+			quick++
+		}
+		if n, err := peer.WriteAt([]byte("x"), 0); n != 1 || err != nil {
+			t.Fatalf("WriteAt: %d, %v", n, err)
+		}
+		if err := peer.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := peer.ReadAt(make([]byte, 1), 0); n != 0 || !errors.Is(err, fs.ErrClosed) {
+			t.Fatalf("ReadAt after Close: %d, %v", n, err)
+		}
+		closed = append(closed, peer)
+	}
+	if quick == len(closed) || quick < 1000 && math.MaxInt > math.MaxInt32 && !raw.Race {
+		t.Errorf("%d of %d were quick", quick, len(closed))
+	}
+	runtime.KeepAlive(closed)
+	clear(closed)
+	for shm.Kept() > 64<<20 { // or the test runs into its timeout
+		runtime.GC()
+	}
+	if peer := attach(t, seg.Name()); shm.Quick(peer) != (quick > 0) {
+		t.Error("the collector has not helped")
+	}
+}
+
 // TestFileSizeLimit has files limited to less than a block. The signal that
 // comes with it is nothing to a Go program.
 func TestFileSizeLimit(t *testing.T) {
@@ -492,6 +566,15 @@ func TestFileSizeLimit(t *testing.T) {
 	}
 	seg := block(t, 4<<20)
 	name := seg.Name()
+	path := filepath.Join(t.TempDir(), "input")
+	if err := os.WriteFile(path, noise(1<<20-4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	input, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer input.Close()
 	restore := limit(t, syscall.RLIMIT_FSIZE, 1<<20)
 	defer restore()
 	for _, opts := range [][]shm.Option{nil, {shm.Sparse()}, {shm.Headerless()}} {
@@ -505,6 +588,17 @@ func TestFileSizeLimit(t *testing.T) {
 	peer := attach(t, name)
 	if n, err := peer.WriteAt([]byte("beyond"), 3<<20); n != 6 || err != nil {
 		t.Errorf("WriteAt: %d, %v", n, err)
+	}
+	want := noise(2 << 20)
+	if n, err := peer.WriteAt(want, 1<<19); n != len(want) || err != nil {
+		t.Errorf("WriteAt across the limit: %d, %v", n, err)
+	}
+	if got := content(t, peer)[1<<19:][:len(want)]; !bytes.Equal(got, want) {
+		t.Error("it is not what was written")
+	}
+	peer.Seek(1<<20-1, io.SeekStart)
+	if n, err := io.Copy(peer, input); n != 1<<20-4096 || err != nil {
+		t.Errorf("Copy across the limit: %d, %v", n, err)
 	}
 	everything(peer)
 	peer.Close()

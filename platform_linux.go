@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // Linux keeps blocks as files on the tmpfs at /dev/shm, where shm_open(3) of
@@ -26,6 +29,7 @@ const (
 type object struct {
 	fd       int
 	writable bool
+	dev, ino uint64 // once lockable has been called
 }
 
 // createObject makes an object of size bytes that has no name yet; it is gone
@@ -153,7 +157,8 @@ func (o *object) lockable() error {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return err
 	}
-	if tmpfsDevice.Load() == uint64(st.Dev) {
+	o.dev, o.ino = uint64(st.Dev), st.Ino
+	if tmpfsDevice.Load() == o.dev {
 		return nil
 	}
 	var sfs unix.Statfs_t
@@ -163,7 +168,7 @@ func (o *object) lockable() error {
 	if sfs.Type != unix.TMPFS_MAGIC {
 		return fmt.Errorf("%w: %s is not a tmpfs", errors.ErrUnsupported, shmDir)
 	}
-	tmpfsDevice.Store(uint64(st.Dev))
+	tmpfsDevice.Store(o.dev)
 	return nil
 }
 
@@ -189,15 +194,20 @@ func (o *object) publish(name string) error {
 // named reports whether name leads to this object. The number of an open inode
 // is not reused, so device and inode number decide.
 func (o *object) named(name string) (bool, error) {
-	var mine, there unix.Stat_t
-	if err := unix.Fstat(o.fd, &mine); err != nil {
-		return false, err
+	dev, ino := o.dev, o.ino
+	if ino == 0 {
+		var mine unix.Stat_t
+		if err := unix.Fstat(o.fd, &mine); err != nil {
+			return false, err
+		}
+		dev, ino = uint64(mine.Dev), mine.Ino
 	}
+	var there unix.Stat_t
 	err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &there, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	return err == nil && mine.Dev == there.Dev && mine.Ino == there.Ino, err
+	return err == nil && dev == uint64(there.Dev) && ino == there.Ino, err
 }
 
 // unlinkObject takes the name away, whatever it leads to.
@@ -268,6 +278,25 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 
 func munmap(mem []byte) { unix.Munmap(mem) }
 
+// revoke gives back the memory and the object under a mapping, but keeps its
+// addresses, where every access then faults, until munmap.
+func revoke(mem []byte) error {
+	_, err := unix.MmapPtr(-1, 0, raw.Pointer(mem), uintptr(len(mem)), unix.PROT_NONE,
+		unix.MAP_FIXED|unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	return err
+}
+
+// revocable returns how many bytes of address space may be kept from use until
+// the garbage collector runs: none where it is scarce, and otherwise an eighth
+// of the smallest that 64-bit systems give a process (39 bits).
+func revocable() int64 {
+	var limit unix.Rlimit
+	if math.MaxInt == math.MaxInt32 || unix.Getrlimit(unix.RLIMIT_AS, &limit) != nil || limit.Cur != unix.RLIM_INFINITY {
+		return 0
+	}
+	return 1 << 36
+}
+
 // readAt and writeAt move bytes past the mapping, by pread(2) and pwrite(2):
 // where memory lacks they return an error and raise no signal.
 func (o *object) readAt(p []byte, off int64) (int, error) {
@@ -277,6 +306,23 @@ func (o *object) readAt(p []byte, off int64) (int, error) {
 func (o *object) writeAt(p []byte, off int64) (int, error) {
 	n, err := retry(func() (int, error) { return unix.Pwrite(o.fd, p, off) })
 	return n, spaceErr(err)
+}
+
+// receive copies at most n bytes of the regular file fd to offset off. It
+// returns 0 bytes at the end of the file and where that cannot be done, and
+// errNotRegular for another descriptor. The position of o.fd is nobody else's.
+func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
+	if !regular(fd) {
+		return 0, errNotRegular
+	}
+	if _, err := unix.Seek(o.fd, off, io.SeekStart); err != nil {
+		return 0, nil
+	}
+	n, err := retry(func() (int, error) { return unix.Sendfile(o.fd, int(fd), nil, n) })
+	if err != nil {
+		n = 0
+	}
+	return n, nil
 }
 
 // punch gives back the memory of n bytes, which read as zero from then on.
@@ -351,9 +397,10 @@ func retry(f func() (int, error)) (int, error) {
 // somebody else: a regular file, or a descriptor in non-blocking mode.
 func pollable(fd uintptr) bool {
 	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-	if err == nil && flags&unix.O_NONBLOCK != 0 {
-		return true
-	}
+	return err == nil && flags&unix.O_NONBLOCK != 0 || regular(fd)
+}
+
+func regular(fd uintptr) bool {
 	var st unix.Stat_t
 	return unix.Fstat(int(fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
 }

@@ -275,15 +275,18 @@ func TestReadFrom(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) {
-				want := noise(n)
 				seg := filled(t, capacity, []byte("head"))
-				seg.Truncate(0)
-				got, err := io.Copy(seg, source(t, want))
-				if got != int64(n) || err != nil || seg.Size() != int64(n) || !bytes.Equal(content(t, seg), want) {
-					t.Errorf("copied %d bytes, %v, size %d", got, err, seg.Size())
-				}
-				if off, _ := seg.Seek(0, io.SeekCurrent); off != int64(n) {
-					t.Errorf("offset %d", off)
+				for _, state := range []string{"fresh", "warm"} {
+					want := noise(n)
+					seg.Truncate(0)
+					seg.Seek(0, io.SeekStart)
+					got, err := io.Copy(seg, source(t, want))
+					if got != int64(n) || err != nil || seg.Size() != int64(n) || !bytes.Equal(content(t, seg), want) {
+						t.Errorf("%s: copied %d bytes, %v, size %d", state, got, err, seg.Size())
+					}
+					if off, _ := seg.Seek(0, io.SeekCurrent); off != int64(n) {
+						t.Errorf("%s: offset %d", state, off)
+					}
 				}
 			})
 		}

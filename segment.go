@@ -53,8 +53,9 @@
 //
 // All functions and methods are safe for concurrent use. Read, Write, Seek and
 // the methods that build on them share one offset; ReadAt and WriteAt have none.
-// Close takes effect at once while other calls are in progress: they finish on
-// memory that is still valid, and calls that begin later return [fs.ErrClosed].
+// Close takes effect at once while other calls are in progress. They finish, or
+// return [fs.ErrClosed] if it overtakes them; a write may then have stored some
+// of its bytes. Calls that begin later return fs.ErrClosed.
 //
 // Bytes are copied without any lock. A reader that looks while another
 // goroutine or process writes the same range can see part of the old and part
@@ -90,6 +91,7 @@ import (
 	"time"
 
 	"github.com/shmkit/shm/internal/gate"
+	"github.com/shmkit/shm/internal/leaks"
 )
 
 // A Segment is an attachment to a block. It implements [io.Reader], [io.Writer],
@@ -111,8 +113,7 @@ type handle struct {
 	mu  sync.Mutex // guards off
 	off int64
 
-	id      uint64 // in the register of leaks
-	cleanup runtime.Cleanup
+	id uint64 // in the register of leaks
 }
 
 // attachment is an object that this process has open and mapped, and takes part
@@ -126,8 +127,12 @@ type attachment struct {
 	raw      bool   // without header
 	readOnly bool
 
-	gate gate.Gate   // keeps mem and obj while calls use them
-	lent atomic.Bool // Bytes has been called
+	gate  gate.Gate   // keeps mem and obj while calls use them
+	quick atomic.Bool // short copies need not pass the gate; see quickly
+	lent  atomic.Bool // Bytes has been called
+	keeps int64       // address space that is kept until drop
+
+	warmed atomic.Uint64 // where in the data long writes have come to; see fresh
 
 	life    sync.Mutex // held by whoever holds the mutex lane through obj
 	counted bool       // part of the count in the header; set by attach
@@ -389,6 +394,9 @@ func (a *attachment) mmap(length, writable int, c config) error {
 		return err
 	}
 	a.mem, a.data = mem, mem[a.layout.headerSize:]
+	if c.has(optPrefault) {
+		a.warm(int64(len(a.data)))
+	}
 	a.gate.Init(a.free)
 	return nil
 }
@@ -401,7 +409,10 @@ func (a *attachment) discard() {
 
 // free gives back what an attachment without locks has of the system.
 func (a *attachment) free() {
-	if a.mem != nil {
+	switch {
+	case a.keeps > 0:
+		revoke(a.mem) // or else the memory stays until drop
+	case a.mem != nil:
 		munmap(a.mem)
 	}
 	a.obj.close()
@@ -413,11 +424,25 @@ func (a *attachment) close() bool {
 	if !a.gate.Close() {
 		return false
 	}
+	a.quick.Store(false)
 	if !a.raw {
 		a.detach()
 	}
 	a.gate.Release()
 	return true
+}
+
+// quickly returns the handle to a call that only copies a few bytes, if that may
+// use the memory without passing the gate. Close then takes the memory away in
+// the middle of the call, but not its addresses: the call gets a fault, which
+// costs nothing to look out for as all access to the memory must, and then
+// finds the gate closed. The addresses are kept until drop, which comes when
+// the handle is unreachable: a call must keep it alive.
+func (s *Segment) quickly() *handle {
+	if s == nil || s.h == nil || !s.h.quick.Load() {
+		return nil
+	}
+	return s.h
 }
 
 // enter begins a call that uses the attachment; leave ends it.
@@ -452,7 +477,8 @@ func (s *Segment) Close() error {
 	if !s.h.close() {
 		return pathError("close", s.h.name, fs.ErrClosed)
 	}
-	s.h.unwatch()
+	leaks.Forget(s.h.id)
+	runtime.KeepAlive(s.h) // for drop must come last
 	return nil
 }
 
@@ -474,6 +500,13 @@ func (s *Segment) Cap() int64 {
 
 // Size returns how many bytes the block holds, 0 if the Segment is closed.
 func (s *Segment) Size() int64 {
+	if h := s.quickly(); h != nil {
+		_, size := h.tryRead(nil, 0)
+		runtime.KeepAlive(h)
+		if size >= 0 {
+			return size
+		}
+	}
 	h, token, err := s.enter("size")
 	if err != nil {
 		return 0
