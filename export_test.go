@@ -1,12 +1,16 @@
 package shm
 
 import (
+	"io"
 	"testing"
 	"time"
 )
 
 // Straight reports whether bytes from or to v go straight to the mapping.
 func Straight(v any) bool { return rawConn(v) != nil }
+
+// Hash reports whether v reads the mapping itself.
+func Hash(v io.Writer) bool { return isHash(v) }
 
 // Kept returns how much address space is or will be kept from use after Close.
 func Kept() int64 { return kept.Load() }

@@ -2,6 +2,7 @@ package shm_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -232,6 +233,13 @@ func TestSparseOnFull(t *testing.T) {
 			seg.Seek(0, io.SeekStart)
 			if n, err := seg.WriteTo(out); n != capacity || err != nil {
 				t.Errorf("WriteTo a file: %d, %v", n, err)
+			}
+			sum, want := sha256.New(), sha256.New()
+			seg.Seek(0, io.SeekStart)
+			seg.WriteTo(struct{ io.Writer }{want})
+			seg.Seek(0, io.SeekStart)
+			if n, err := seg.WriteTo(sum); n != capacity || err != nil || !bytes.Equal(sum.Sum(nil), want.Sum(nil)) {
+				t.Errorf("WriteTo a hash: %d, %v", n, err)
 			}
 			// With memory, it goes on.
 			remove()

@@ -29,7 +29,7 @@ const (
 type object struct {
 	fd       int
 	writable bool
-	dev, ino uint64 // once lockable has been called
+	dev, ino uint64 // from the first stat, which comes before anything else
 }
 
 // createObject makes an object of size bytes that has no name yet; it is gone
@@ -59,6 +59,7 @@ func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return err
 	}
+	o.dev, o.ino = uint64(st.Dev), st.Ino
 	if fs.FileMode(st.Mode).Perm() != perm { // the umask took bits away
 		if err := unix.Fchmod(o.fd, uint32(perm)); err != nil {
 			return err
@@ -142,6 +143,9 @@ func (o *object) stat() (objectInfo, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return objectInfo{}, errNotRegular
 	}
+	if o.ino == 0 {
+		o.dev, o.ino = uint64(st.Dev), st.Ino
+	}
 	return objectInfo{st.Size, fs.FileMode(st.Mode).Perm(), time.Unix(st.Mtim.Unix()), int(st.Uid)}, nil
 }
 
@@ -153,11 +157,6 @@ var tmpfsDevice atomic.Uint64
 // lockable returns errors.ErrUnsupported where the object is not on a tmpfs:
 // on network and user-space file systems two kernels can both grant one lock.
 func (o *object) lockable() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
-		return err
-	}
-	o.dev, o.ino = uint64(st.Dev), st.Ino
 	if tmpfsDevice.Load() == o.dev {
 		return nil
 	}
@@ -194,20 +193,12 @@ func (o *object) publish(name string) error {
 // named reports whether name leads to this object. The number of an open inode
 // is not reused, so device and inode number decide.
 func (o *object) named(name string) (bool, error) {
-	dev, ino := o.dev, o.ino
-	if ino == 0 {
-		var mine unix.Stat_t
-		if err := unix.Fstat(o.fd, &mine); err != nil {
-			return false, err
-		}
-		dev, ino = uint64(mine.Dev), mine.Ino
-	}
 	var there unix.Stat_t
 	err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &there, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	return err == nil && dev == uint64(there.Dev) && ino == there.Ino, err
+	return err == nil && o.dev == uint64(there.Dev) && o.ino == there.Ino, err
 }
 
 // unlinkObject takes the name away, whatever it leads to.

@@ -3,13 +3,18 @@ package shm
 import (
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"net"
+	"path"
 	"reflect"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/shmkit/shm/internal/raw"
@@ -168,15 +173,18 @@ func (h *handle) seek(offset int64, whence int) (int64, error) {
 // on, until it reaches Size as it then is. [io.Copy] from a Segment comes here.
 //
 // A w that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn] is written
-// to straight from the block's memory; any other gets the bytes in pieces, from
-// a buffer, so that it need not be trusted with the memory itself. The block
-// can be closed while w blocks; WriteTo then returns [fs.ErrClosed].
+// to straight from the block's memory, and a hash of the standard library reads
+// that itself; any other gets the bytes in pieces, from a buffer, so that it need
+// not be trusted with the memory. The block can be closed while w blocks; WriteTo then returns [fs.ErrClosed].
 func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
 	if c := rawConn(w); c != nil {
 		n, err = s.writeToConn(c)
 		if !errors.Is(err, errNotPollable) {
 			return n, err
 		}
+	}
+	if isHash(w) {
+		return s.writeToHash(w)
 	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
@@ -295,11 +303,7 @@ func rawConn(v any) syscall.RawConn {
 	if !ok {
 		return nil
 	}
-	t := reflect.TypeOf(v)
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	if p := t.PkgPath(); p != "os" && p != "net" {
+	if p := packageOf(v); p != "os" && p != "net" {
 		return nil
 	}
 	if c, ok := v.(net.Conn); ok {
@@ -313,6 +317,15 @@ func rawConn(v any) syscall.RawConn {
 		return nil // nil or closed; the ordinary way says so properly
 	}
 	return c
+}
+
+// packageOf returns the import path of the package that v's type is from.
+func packageOf(v any) string {
+	t := reflect.TypeOf(v)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.PkgPath()
 }
 
 // mostAtOnce bounds one system call on a mapping, so that Size follows what is
@@ -477,31 +490,102 @@ func (s *Segment) drain(fd uintptr) (n int, err error) {
 	if !pollable(fd) {
 		return 0, errNotPollable
 	}
-	size, err := h.size()
+	part, err := h.next()
 	if err != nil {
-		return 0, pathError("read", h.name, err)
+		return 0, err
 	}
-	if h.off >= size {
-		return 0, io.EOF
-	}
-	part := h.data[h.off:min(size, h.off+mostAtOnce)]
-	n, err = writeFD(fd, part)
-	if errors.Is(err, ErrFault) {
-		n, err = h.drainAround(fd, part)
+	write := func(p []byte) (int, error) { return writeFD(fd, p) }
+	if n, err = write(part); errors.Is(err, ErrFault) {
+		n, err = h.aroundMapping(part, write)
 	}
 	h.off += int64(n)
 	return n, err
 }
 
-// drainAround is drain for bytes that faulted; see readAround.
-func (h *handle) drainAround(fd uintptr, part []byte) (int, error) {
+// next returns bytes from the offset on, io.EOF meaning that there are none.
+func (h *handle) next() ([]byte, error) {
+	size, err := h.size()
+	if err != nil {
+		return nil, pathError("read", h.name, err)
+	}
+	if h.off >= size {
+		return nil, io.EOF
+	}
+	return h.data[h.off:min(size, h.off+mostAtOnce)], nil
+}
+
+// isHash reports whether w is a hash of the standard library that is known to
+// leave the bytes alone and not to keep them.
+func isHash(w io.Writer) bool {
+	if _, ok := w.(hash.Hash); !ok {
+		return false
+	}
+	dir, name := path.Split(packageOf(w))
+	return (strings.HasPrefix(dir, "hash/") || strings.HasPrefix(dir, "crypto/")) &&
+		slices.Contains([]string{"adler32", "crc32", "crc64", "fnv", "maphash", "md5", "sha1", "sha256", "sha3", "sha512"}, name)
+}
+
+// writeToHash has w read from the mapping.
+func (s *Segment) writeToHash(w io.Writer) (n int64, err error) {
+	for {
+		got, err := s.hashNext(w)
+		n += int64(got)
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// hashNext has w read bytes from the offset on, io.EOF meaning that there are none.
+func (s *Segment) hashNext(w io.Writer) (n int, err error) {
+	h, token, err := s.enter("read")
+	if err != nil {
+		return 0, err
+	}
+	defer h.leave(token)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	part, err := h.next()
+	if err != nil {
+		return 0, err
+	}
+	// A fault in the middle of Write would spoil the hash. So all pages are
+	// looked at before; one that is lost after that ends it with ErrFault.
+	err = h.guard(func() error { return touch(part) })
+	if err != nil {
+		n, err = h.aroundMapping(part, w.Write)
+	} else if err = h.guard(func() error { n, err = w.Write(part); return err }); err != nil {
+		err = pathError("read", h.name, err)
+	}
+	h.off += int64(n)
+	return n, err
+}
+
+// touch reads a byte of every page of p.
+func touch(p []byte) error {
+	var sum byte
+	for i := 0; i < len(p); i += minHeaderSize { // which no page is smaller than
+		sum += p[i]
+	}
+	sum += p[len(p)-1]
+	touched.Store(uint32(sum))
+	return nil
+}
+
+var touched atomic.Uint32 // or the compiler would leave out the reading
+
+// aroundMapping writes bytes of part, which faulted; see readAround.
+func (h *handle) aroundMapping(part []byte, write func([]byte) (int, error)) (int, error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	got, err := h.readAround((*buf)[:min(len(*buf), len(part))], h.off)
 	if got == 0 {
 		return 0, pathError("read", h.name, err)
 	}
-	return writeFD(fd, (*buf)[:got])
+	return write((*buf)[:got])
 }
 
 // unread takes the offset back by n bytes that were read and not delivered.

@@ -4,9 +4,20 @@ import (
 	"archive/zip"
 	"bufio"
 	"bytes"
+	"crypto/hmac"
+	"crypto/md5"
+	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/sha3"
+	"crypto/sha512"
 	"errors"
 	"fmt"
+	"hash"
+	"hash/adler32"
+	"hash/crc32"
+	"hash/crc64"
+	"hash/fnv"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"math"
@@ -485,6 +496,42 @@ func TestWriteTo(t *testing.T) {
 					t.Errorf("offset %d", off)
 				}
 			})
+		}
+	}
+}
+
+// myHash is a hash that nothing is known of.
+type myHash struct{ hash.Hash }
+
+// TestHash hashes a block, by the hashes that are shown the memory itself and by
+// those that are not.
+func TestHash(t *testing.T) {
+	const size = 2<<20 + 5
+	want := noise(size)
+	seg := filled(t, size, want)
+	for _, tt := range []struct {
+		h        hash.Hash
+		straight bool
+	}{
+		{sha256.New(), true}, {sha256.New224(), true}, {sha512.New(), true}, {sha1.New(), true}, {sha3.New256(), true},
+		{md5.New(), true}, {crc32.NewIEEE(), true}, {crc64.New(crc64.MakeTable(crc64.ISO)), true},
+		{adler32.New(), true}, {fnv.New64a(), true}, {new(maphash.Hash), true},
+		{hmac.New(func() hash.Hash { return myHash{sha256.New()} }, []byte("key")), false}, {myHash{sha256.New()}, false},
+	} {
+		what := fmt.Sprintf("%T", tt.h)
+		if shm.Hash(tt.h) != tt.straight {
+			t.Errorf("%s is shown the memory: %v", what, !tt.straight)
+		}
+		tt.h.Write(want[3:])
+		sum := tt.h.Sum(nil)
+		tt.h.Reset()
+		seg.Seek(3, io.SeekStart)
+		n, err := io.Copy(tt.h, seg)
+		if n != size-3 || err != nil || !bytes.Equal(tt.h.Sum(nil), sum) {
+			t.Errorf("%s: %d bytes, %v, or another sum", what, n, err)
+		}
+		if off, _ := seg.Seek(0, io.SeekCurrent); off != size {
+			t.Errorf("%s: offset %d", what, off)
 		}
 	}
 }
