@@ -201,6 +201,9 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 		n, err = s.readFromConn(c, limit)
 		if limited {
 			lr.N -= n
+			if errors.Is(err, ErrFull) {
+				lr.N-- // the byte that told that there are more
+			}
 		}
 		if !errors.Is(err, errNotPollable) {
 			return n, err
