@@ -311,6 +311,28 @@ func TestReadFrom(t *testing.T) {
 	}
 }
 
+// TestLimitedReaderCount has N of a LimitedReader go down by all that was taken
+// from what it reads, also by what the block then had no room for: who frames
+// messages by it goes on reading at the right place.
+func TestLimitedReaderCount(t *testing.T) {
+	for name, source := range sources {
+		t.Run(name, func(t *testing.T) {
+			want := noise(1000)
+			src := source(t, want)
+			seg := filled(t, 300, nil)
+			lr := &io.LimitedReader{R: src, N: 600}
+			if n, err := seg.ReadFrom(lr); n != 300 || !errors.Is(err, shm.ErrFull) {
+				t.Fatalf("ReadFrom: %d, %v", n, err)
+			}
+			taken := 600 - lr.N
+			rest, err := io.ReadAll(src)
+			if err != nil || taken < 300 || !bytes.Equal(rest, want[taken:]) {
+				t.Errorf("N says that %d bytes were taken; %d of 1000 are left, %v", taken, len(rest), err)
+			}
+		})
+	}
+}
+
 // readFrom notes what io.Copy calls ReadFrom with.
 type readFrom struct {
 	io.Writer
