@@ -459,6 +459,29 @@ func TestNoDescriptors(t *testing.T) {
 	mustBeFree(t, name)
 }
 
+// TestOneDescriptor has enough descriptors to read the directory but not to
+// look at a block: then nobody must be told that there are none.
+func TestOneDescriptor(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	seg := block(t, 100)
+	next, err := syscall.Dup(0) // the lowest that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(next)
+	restore := limit(t, syscall.RLIMIT_NOFILE, uint64(next)+1)
+	defer restore()
+	list, err := shm.List()
+	wantErr(t, "List", err, "", syscall.EMFILE)
+	if slices.ContainsFunc(list, func(i shm.Info) bool { return i.Name == seg.Name() }) {
+		t.Error("there were descriptors left")
+	}
+	_, err = shm.Reap()
+	wantErr(t, "Reap", err, "", syscall.EMFILE)
+}
+
 // TestNoAddressSpace has hardly any address space left.
 func TestNoAddressSpace(t *testing.T) {
 	if !limited(t) {

@@ -84,6 +84,7 @@ import (
 	"io/fs"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -723,38 +724,58 @@ func unlink(name string, only *object) error {
 }
 
 // List returns the blocks there are, Headerless ones included, in no order.
-// Those that this process may not read are left out, and so is what has a name
-// that no block can have. It takes no locks and disturbs nobody.
+// Those that this process may not read or that have a damaged header are left
+// out, and so is what has a name that no block can have. It takes no locks and
+// disturbs nobody. With an error, such as syscall.EMFILE, it returns those
+// blocks that it could look at.
 func List() ([]Info, error) {
 	var list []Info
+	var failed error
 	err := listObjects(func(name string) bool {
-		if info, err := inspect(name); err == nil {
+		info, err := inspect(name)
+		if err == nil {
 			list = append(list, info)
+		} else if !aboutBlock(err) {
+			failed = err
 		}
 		return true
 	})
-	return list, pathError("list", "", err)
+	return list, pathError("list", "", cmp.Or(err, failed))
+}
+
+// aboutBlock reports whether err says something of one block alone. Any other
+// means that this process cannot look at blocks, and so not that there are none.
+func aboutBlock(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,
+		ErrNotSegment, ErrCorrupt, ErrVersion, ErrBusy,
+	}, func(target error) bool { return errors.Is(err, target) })
 }
 
 // Reap unlinks all blocks that nobody is attached to and that are not
 // Persistent, as far as this process may, and returns their names. Such blocks
 // are what killed processes leave behind. Create does the same by itself when
 // memory runs out, and for about 10 milliseconds the first time it is called.
+// With an error, such as syscall.EMFILE, it returns those it could unlink.
 func Reap() (names []string, err error) {
 	names, err = reapUntil(time.Time{})
 	return names, pathError("reap", "", err)
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
+	var failed error
 	err = listObjects(func(name string) bool {
 		if _, err := checkName(name); err == nil {
-			if reaped, _ := reap(name); reaped {
+			reaped, err := reap(name)
+			if reaped {
 				names = append(names, name)
+			} else if err != nil && !aboutBlock(err) {
+				failed = err
 			}
 		}
 		return end.IsZero() || time.Now().Before(end)
 	})
-	return names, err
+	return names, cmp.Or(err, failed)
 }
 
 // firstReap cleans up after those who were killed, once in a process.
