@@ -344,6 +344,47 @@ func TestTruncate(t *testing.T) {
 	}
 }
 
+// TestCutOffBytes has bytes that came in by any way there is cut off: they must
+// not come back.
+func TestCutOffBytes(t *testing.T) {
+	const size = 10000
+	x := strings.Repeat("x", size)
+	fill := map[string]func(t *testing.T, seg *shm.Segment) error{
+		"Write":       func(_ *testing.T, seg *shm.Segment) error { return second(seg.Write([]byte(x))) },
+		"WriteAt":     func(_ *testing.T, seg *shm.Segment) error { return second(seg.WriteAt([]byte(x), 0)) },
+		"WriteString": func(_ *testing.T, seg *shm.Segment) error { return second(seg.WriteString(x)) },
+		"WriteByte": func(_ *testing.T, seg *shm.Segment) error {
+			seg.Seek(size-1, io.SeekStart)
+			return seg.WriteByte('x')
+		},
+		"View": func(_ *testing.T, seg *shm.Segment) error {
+			return seg.View(func(b []byte) error { copy(b, x); return nil })
+		},
+		"Bytes": func(_ *testing.T, seg *shm.Segment) error { copy(seg.Bytes(), x); return nil },
+	}
+	for name, source := range sources {
+		if name != "one byte" {
+			fill["ReadFrom/"+name] = func(t *testing.T, seg *shm.Segment) error {
+				return second(seg.ReadFrom(source(t, []byte(x))))
+			}
+		}
+	}
+	for what, f := range fill {
+		t.Run(what, func(t *testing.T) {
+			seg := block(t, size)
+			if err := f(t, seg); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(seg.Truncate(0), seg.Truncate(size)); err != nil {
+				t.Fatal(err)
+			}
+			if i := slices.Index(content(t, seg), 'x'); i >= 0 {
+				t.Errorf("byte %d has come back", i)
+			}
+		})
+	}
+}
+
 // TestGap writes behind the end of a block that has held other bytes there.
 func TestGap(t *testing.T) {
 	seg := block(t, 10000)
