@@ -585,6 +585,31 @@ func TestConcurrentWriters(t *testing.T) {
 	}
 }
 
+// TestSizeNeverFalls has goroutines raise Size at once: none must put it back to
+// less than another has raised it to.
+func TestSizeNeverFalls(t *testing.T) {
+	const capacity = 1 << 16
+	for range 5 {
+		seg := filled(t, capacity, nil)
+		var all sync.WaitGroup
+		for first := range 4 {
+			all.Go(func() {
+				for off := int64(first); off < capacity; off += 4 {
+					if _, err := seg.WriteAt([]byte{1}, off); err != nil {
+						t.Error(err)
+						return
+					}
+					if size := seg.Size(); size <= off {
+						t.Errorf("Size is %d after a write at %d", size, off)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+	}
+}
+
 // TestReadAlong reads a block while it is being filled: what is below Size is
 // complete.
 func TestReadAlong(t *testing.T) {

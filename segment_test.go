@@ -292,6 +292,10 @@ func TestReadOnly(t *testing.T) {
 	if string(ro.Bytes()[:4]) != "seen" {
 		t.Error("what is written is not seen")
 	}
+	raw := block(t, 100, shm.Headerless())
+	for _, s := range []*shm.Segment{ro, attach(t, raw.Name(), shm.Headerless(), shm.ReadOnly())} {
+		mustFail(t, s.View(func(b []byte) error { b[99] = 1; return nil }), s.Name(), shm.ErrFault)
+	}
 	seg.Close()
 	ro.Close()
 	mustNotExist(t, seg.Name())
