@@ -383,6 +383,8 @@ func writeFD(fd uintptr, p []byte) (int, error) {
 		return 0, ErrFault
 	case err != nil:
 		return 0, ioErr("write", err)
+	case n == 0: // a driver that takes nothing would have us try for ever
+		return 0, io.ErrShortWrite
 	}
 	return n, nil
 }
