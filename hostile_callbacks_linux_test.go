@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -18,28 +21,44 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// kept returns the descriptors and mappings that this process has of a block.
-func kept(t testing.TB, name string) (list []string) {
+// holding returns a function that returns the descriptors and mappings that this
+// process has of the file that has the name now. Only its number tells: one made
+// by O_TMPFILE has another name in /proc.
+func holding(t testing.TB, name string) (kept func() []string) {
 	t.Helper()
-	maps, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
+	var st syscall.Stat_t
+	if err := syscall.Stat(shmPath(name), &st); err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(maps)) {
-		if strings.Contains(line, shmPath(name)) {
-			list = append(list, strings.TrimSpace(line))
+	return func() (list []string) {
+		maps, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	descriptors, err := filepath.Glob("/proc/self/fd/*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, fd := range descriptors {
-		if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, shmPath(name)) {
-			list = append(list, fd+" "+target)
+		for line := range strings.Lines(string(maps)) {
+			if fields := strings.Fields(line); fields[4] == fmt.Sprint(st.Ino) && strings.HasPrefix(fields[5], shmPath("")) {
+				list = append(list, line)
+			}
 		}
+		descriptors, err := filepath.Glob("/proc/self/fd/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range descriptors {
+			var other syscall.Stat_t
+			if syscall.Stat(fd, &other) == nil && other.Dev == st.Dev && other.Ino == st.Ino {
+				list = append(list, fd)
+			}
+		}
+		return list
 	}
-	return list
+}
+
+func mustKeepNothing(t testing.TB, kept func() []string) {
+	t.Helper()
+	if list := kept(); len(list) > 0 {
+		t.Errorf("still open or mapped:\n%s", strings.Join(list, "\n"))
+	}
 }
 
 type readFunc func(p []byte) (int, error)
@@ -128,6 +147,7 @@ func TestCallbacks(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			seg := block(t, int64(4*page))
+			kept := holding(t, seg.Name())
 			done := make(chan bool)
 			go func() {
 				defer close(done)
@@ -149,9 +169,7 @@ func TestCallbacks(t *testing.T) {
 			<-done
 			everything(seg)
 			seg.Close()
-			if list := kept(t, seg.Name()); len(list) > 0 {
-				t.Errorf("kept after Close:\n%s", strings.Join(list, "\n"))
-			}
+			mustKeepNothing(t, kept)
 			mustBeFree(t, seg.Name())
 		})
 	}
@@ -173,25 +191,24 @@ func TestFailureKeepsNothing(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			name := plant(t, content)
+			kept := holding(t, name)
 			for _, opts := range [][]shm.Option{nil, {shm.ReadOnly()}, {shm.Headerless()}, {shm.Headerless(), shm.ReadOnly()}, {shm.Persistent()}} {
 				if err := tryOpen(name, opts...); err == nil && what != "foreign" {
 					t.Errorf("Open %v: no error", opts)
 				}
-				plantAgain(t, name, content)
+				if _, err := os.Stat(shmPath(name)); err != nil {
+					mustKeepNothing(t, kept)
+					plantAgain(t, name, content)
+					kept = holding(t, name)
+				}
 			}
 			shm.Stat(name)
 			shm.List()
-			if list := kept(t, name); len(list) > 0 {
-				t.Errorf("kept:\n%s", strings.Join(list, "\n"))
-			}
 			if err := tryCreate(name, 100); err != nil && !errors.Is(err, fs.ErrExist) {
 				t.Errorf("Create: %v", err)
 			}
-			plantAgain(t, name, content)
 			shm.Unlink(name)
-			if list := kept(t, name); len(list) > 0 {
-				t.Errorf("kept:\n%s", strings.Join(list, "\n"))
-			}
+			mustKeepNothing(t, kept)
 		})
 	}
 }
@@ -253,6 +270,7 @@ func TestBlockingDescriptors(t *testing.T) {
 	t.Run("ReadFrom", func(t *testing.T) {
 		for range rounds(200) {
 			seg := block(t, 100)
+			kept := holding(t, seg.Name())
 			seg.Truncate(0)
 			r, w, err := os.Pipe()
 			if err != nil {
@@ -267,7 +285,7 @@ func TestBlockingDescriptors(t *testing.T) {
 			}
 			runtime.Gosched() // it goes on to read what is not there
 			seg.Close()
-			list := kept(t, seg.Name())
+			list := kept()
 			w.WriteString("x")
 			w.Close()
 			if err := <-done; !errors.Is(err, fs.ErrClosed) && err != nil {
@@ -281,6 +299,7 @@ func TestBlockingDescriptors(t *testing.T) {
 	})
 	t.Run("WriteTo", func(t *testing.T) {
 		seg := block(t, 1<<20)
+		kept := holding(t, seg.Name())
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -297,13 +316,46 @@ func TestBlockingDescriptors(t *testing.T) {
 			}
 		}
 		seg.Close()
-		if list := kept(t, seg.Name()); len(list) > 0 {
-			t.Errorf("kept while the pipe is full:\n%s", strings.Join(list, "\n"))
-		}
+		mustKeepNothing(t, kept)
 		r.Close()
 		if err := <-done; err == nil {
 			t.Error("WriteTo a pipe that nobody reads: no error")
 		}
 		w.Close()
 	})
+}
+
+// TestWritesNothing streams to a descriptor of which write(2) says that it has
+// taken no byte and that all is well, as a device driver can.
+func TestWritesNothing(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	seg := block(t, 100)
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	// seccomp(2) has each write to the file return 0 (an error number of 0).
+	const nr, arg0 = 0, 16 // in struct seccomp_data, of a little-endian machine
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: nr},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_WRITE, Jf: 3},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: arg0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(file.Fd()), Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		t.Skip(err)
+	}
+	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, reflect.ValueOf(&program).Pointer(), 0, 0); err != nil {
+		t.Skip(err)
+	}
+	if n, err := seg.WriteTo(file); n != 0 || err == nil {
+		t.Errorf("WriteTo: %d, %v", n, err)
+	}
 }
