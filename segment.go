@@ -233,11 +233,17 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 		return nil, fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
 	}
 	firstReap()
+	if !unique && taken(name) { // no memory need be found for nothing
+		return nil, fs.ErrExist
+	}
 	a, err := newBlock(size, c)
 	if errors.Is(err, ErrNoSpace) {
 		if names, _ := Reap(); len(names) > 0 {
 			a, err = newBlock(size, c)
 		}
+	}
+	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
+		err = fs.ErrExist // somebody was faster, and has the memory
 	}
 	if err != nil {
 		return nil, err
@@ -288,13 +294,19 @@ func (a *attachment) publish() error {
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		var transient again
-		reaped, reapErr := reap(a.name)
-		if reaped || errors.Is(reapErr, fs.ErrNotExist) || errors.As(reapErr, &transient) {
+		if !taken(a.name) {
 			return again{err}
 		}
 		return err
 	})
+}
+
+// taken reports whether a new block cannot have the name. A dead block is no
+// reason: it loses the name to it.
+func taken(name string) bool {
+	var transient again
+	reaped, err := reap(name)
+	return !reaped && !errors.Is(err, fs.ErrNotExist) && !errors.As(err, &transient) && (err == nil || aboutBlock(err))
 }
 
 func open(name string, opts []Option) (a *attachment, err error) {
