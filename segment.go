@@ -180,6 +180,8 @@ func Open(name string, opts ...Option) (*Segment, error) {
 //
 // Errors and options are those of [Create] and of [Open]. [fs.ErrExist] is a
 // dead block that this process may not remove, because it is another user's.
+// [ErrNoSpace] comes after about two seconds: until then the memory can be what
+// another process is creating the block with.
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
 	if err != nil {
@@ -205,8 +207,9 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 				return err
 			}
 		}
-		if a, err = create(name, size, opts); errors.Is(err, fs.ErrExist) {
-			return again{err} // created by another process in the meantime
+		a, err = create(name, size, opts)
+		if errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace) {
+			return again{err} // created by another process in the meantime, or about to be
 		}
 		created = err == nil
 		return err
