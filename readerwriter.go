@@ -508,16 +508,35 @@ func (a *attachment) tryWrite(room, p []byte, off int64) (err error) {
 	var t trap
 	t.begin()
 	defer t.end(a.mem, &err)
-	end := uint64(off) + uint64(len(p))
-	if !a.raw {
-		raise(header(a.mem).written(), end)
-	}
-	copy(room, p)
-	if !a.raw {
-		raise(header(a.mem).size(), end)
+	if a.raw {
+		copy(room, p)
+	} else {
+		header(a.mem).write(room, p, uint64(off)+uint64(len(p)))
 	}
 	t.done = true
 	return nil
+}
+
+// write copies p to room, which it fills up to offset end of the data, and
+// raises size to end. A truncation at the same time may have cleared what was
+// copied: it has then lowered size already, or will find it raised and begin
+// again. So size is raised only from what it was all the time, unless somebody
+// lowers it again and again.
+func (h header) write(room, p []byte, end uint64) {
+	raise(h.written(), end)
+	size := h.size().Load()
+	for range 100 {
+		copy(room, p)
+		now := h.size().Load()
+		for now >= size && now < end && !h.size().CompareAndSwap(now, end) {
+			now = h.size().Load()
+		}
+		if now >= size {
+			return
+		}
+		size = now
+	}
+	raise(h.size(), end)
 }
 
 // announce notes that bytes below end are about to be written.

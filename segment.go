@@ -541,8 +541,9 @@ func (s *Segment) Refs() int {
 //
 // The error is [fs.ErrInvalid] for another n, [ErrReadOnly], [ErrFault],
 // [fs.ErrClosed], [errors.ErrUnsupported] for a Headerless block, or [ErrBusy]
-// if others keep changing Size for two seconds. Of bytes that are written at
-// the same time beyond n, some may be left.
+// if others keep changing Size for two seconds. Of bytes below the old Size
+// that are written at the same time beyond n, some may be left, and what
+// ReadFrom, View or Bytes puts there may be cleared.
 func (s *Segment) Truncate(n int64) error {
 	h, token, err := s.enter("truncate")
 	if err != nil {
