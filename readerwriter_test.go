@@ -587,17 +587,19 @@ func TestConcurrentWriters(t *testing.T) {
 	}
 }
 
+// meet returns when two goroutines have called it.
+func meet(a *atomic.Int32) {
+	for a.Add(1); a.Load() < 2; {
+		runtime.Gosched()
+	}
+}
+
 // TestSizeNeverFalls has two goroutines raise Size at once: neither must put it
 // back to less than the other has raised it to.
 func TestSizeNeverFalls(t *testing.T) {
 	const steps = 1 << 14
 	seg := filled(t, 2*steps, nil)
 	var ready, done [steps]atomic.Int32
-	meet := func(a *atomic.Int32) {
-		for a.Add(1); a.Load() < 2; {
-			runtime.Gosched()
-		}
-	}
 	var all sync.WaitGroup
 	for first := range int64(2) {
 		all.Go(func() {
@@ -612,6 +614,65 @@ func TestSizeNeverFalls(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// TestTruncateAgainstWrite has a goroutine write to a block that another one
+// cuts off. Whichever comes first, a Size that says that what was written last
+// is there must not lie.
+func TestTruncateAgainstWrite(t *testing.T) {
+	const size, cut = 1 << 16, 1 << 14
+	steps := rounds(1 << 10)
+	a, x := bytes.Repeat([]byte("a"), size), bytes.Repeat([]byte("x"), size)
+	for name, at := range map[string]int64{"overwrite": 0, "append": size} {
+		t.Run(name, func(t *testing.T) {
+			seg := block(t, 2*size)
+			ready, done := make([]atomic.Int32, steps), make([]atomic.Int32, steps)
+			var all sync.WaitGroup
+			all.Go(func() {
+				for i := range steps {
+					meet(&ready[i])
+					seg.WriteAt(x, at)
+					meet(&done[i])
+				}
+			})
+			bad := 0
+			for i := range steps {
+				seg.Truncate(0)
+				seg.WriteAt(a, 0)
+				meet(&ready[i])
+				for range rand.IntN(1 << 13) { // so that they meet at every point
+					seg.Cap()
+				}
+				if err := seg.Truncate(cut); err != nil {
+					t.Error(err)
+				}
+				meet(&done[i])
+				got := content(t, seg)
+				switch int64(len(got)) {
+				case cut:
+				case at + size:
+					if !bytes.Equal(got[at:], x) {
+						bad++
+					}
+				default:
+					bad++
+				}
+				if at == size && i%8 == 0 { // no byte that was cut off is left, nor half of what was appended
+					seg.Truncate(2 * size)
+					if cuts := content(t, seg)[cut:size]; bytes.IndexByte(cuts, 'a') >= 0 {
+						bad++
+					}
+					if len(got) == cut && bytes.IndexByte(content(t, seg)[size:], 'x') >= 0 {
+						bad++
+					}
+				}
+			}
+			all.Wait()
+			if bad > 0 {
+				t.Errorf("wrong in %d of %d steps", bad, steps)
+			}
+		})
+	}
 }
 
 // TestReadAlong reads a block while it is being filled: what is below Size is
