@@ -208,7 +208,7 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 			}
 		}
 		a, err = create(name, size, opts)
-		if errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace) {
+		if name != "" && (errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace)) {
 			return again{err} // created by another process in the meantime, or about to be
 		}
 		created = err == nil
@@ -297,19 +297,20 @@ func (a *attachment) publish() error {
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		if !taken(a.name) {
+		var transient again
+		reaped, reapErr := reap(a.name)
+		if reaped || errors.Is(reapErr, fs.ErrNotExist) || errors.As(reapErr, &transient) {
 			return again{err}
 		}
 		return err
 	})
 }
 
-// taken reports whether a new block cannot have the name. A dead block is no
-// reason: it loses the name to it.
+// taken reports whether a block that is in use or Persistent has the name. A
+// dead one loses it.
 func taken(name string) bool {
-	var transient again
 	reaped, err := reap(name)
-	return !reaped && !errors.Is(err, fs.ErrNotExist) && !errors.As(err, &transient) && (err == nil || aboutBlock(err))
+	return !reaped && err == nil
 }
 
 func open(name string, opts []Option) (a *attachment, err error) {
