@@ -24,3 +24,13 @@ func SetPatience(t testing.TB, d time.Duration) {
 	patience = d
 	t.Cleanup(func() { patience = old })
 }
+
+// HoldMutex takes the mutex lane through seg, as a call of it in progress would,
+// until the function returned is called.
+func HoldMutex(t testing.TB, seg *Segment) (release func()) {
+	t.Helper()
+	if err := seg.h.lockMutex(); err != nil {
+		t.Fatal(err)
+	}
+	return seg.h.unlockMutex
+}

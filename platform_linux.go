@@ -121,8 +121,9 @@ func openObject(name string, write bool) (*object, error) {
 		return unix.Open(shmDir+name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 	switch {
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
-		// A symbolic link, a directory, a socket or a device without driver: open(2).
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ETXTBSY):
+		// A symbolic link, a directory, a socket or a device without driver, a
+		// program that is running: open(2).
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
@@ -420,6 +421,8 @@ func writeFD(fd uintptr, p []byte) (int, error) {
 		return 0, ErrFault
 	case err != nil:
 		return 0, ioErr("write", err)
+	case n == 0: // a driver that takes nothing would have us try for ever
+		return 0, io.ErrShortWrite
 	}
 	return n, nil
 }

@@ -85,6 +85,7 @@ import (
 	"io/fs"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -184,6 +185,8 @@ func Open(name string, opts ...Option) (*Segment, error) {
 //
 // Errors and options are those of [Create] and of [Open]. [fs.ErrExist] is a
 // dead block that this process may not remove, because it is another user's.
+// [ErrNoSpace] comes after about two seconds: until then the memory can be what
+// another process is creating the block with.
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
 	if err != nil {
@@ -209,8 +212,9 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 				return err
 			}
 		}
-		if a, err = create(name, size, opts); errors.Is(err, fs.ErrExist) {
-			return again{err} // created by another process in the meantime
+		a, err = create(name, size, opts)
+		if name != "" && (errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace)) {
+			return again{err} // created by another process in the meantime, or about to be
 		}
 		created = err == nil
 		return err
@@ -237,11 +241,17 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 		return nil, fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
 	}
 	firstReap()
+	if !unique && taken(name) { // no memory need be found for nothing
+		return nil, fs.ErrExist
+	}
 	a, err := newBlock(size, c)
 	if errors.Is(err, ErrNoSpace) {
 		if names, _ := Reap(); len(names) > 0 {
 			a, err = newBlock(size, c)
 		}
+	}
+	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
+		err = fs.ErrExist // somebody was faster, and has the memory
 	}
 	if err != nil {
 		return nil, err
@@ -299,6 +309,13 @@ func (a *attachment) publish() error {
 		}
 		return err
 	})
+}
+
+// taken reports whether a block that is in use or Persistent has the name. A
+// dead one loses it.
+func taken(name string) bool {
+	reaped, err := reap(name)
+	return !reaped && err == nil
 }
 
 func open(name string, opts []Option) (a *attachment, err error) {
@@ -558,8 +575,9 @@ func (s *Segment) Refs() int {
 //
 // The error is [fs.ErrInvalid] for another n, [ErrReadOnly], [ErrFault],
 // [fs.ErrClosed], [errors.ErrUnsupported] for a Headerless block, or [ErrBusy]
-// if others keep changing Size for two seconds. Of bytes that are written at
-// the same time beyond n, some may be left.
+// if others keep changing Size for two seconds. Of bytes below the old Size
+// that are written at the same time beyond n, some may be left, and what
+// ReadFrom, View or Bytes puts there may be cleared.
 func (s *Segment) Truncate(n int64) error {
 	h, token, err := s.enter("truncate")
 	if err != nil {
@@ -756,38 +774,58 @@ func unlink(name string, only *object) error {
 }
 
 // List returns the blocks there are, Headerless ones included, in no order.
-// Those that this process may not read are left out, and so is what has a name
-// that no block can have. It takes no locks and disturbs nobody.
+// Those that this process may not read or that have a damaged header are left
+// out, and so is what has a name that no block can have. It takes no locks and
+// disturbs nobody. With an error, such as syscall.EMFILE, it returns those
+// blocks that it could look at.
 func List() ([]Info, error) {
 	var list []Info
+	var failed error
 	err := listObjects(func(name string) bool {
-		if info, err := inspect(name); err == nil {
+		info, err := inspect(name)
+		if err == nil {
 			list = append(list, info)
+		} else if !aboutBlock(err) {
+			failed = err
 		}
 		return true
 	})
-	return list, pathError("list", "", err)
+	return list, pathError("list", "", cmp.Or(err, failed))
+}
+
+// aboutBlock reports whether err says something of one block alone. Any other
+// means that this process cannot look at blocks, and so not that there are none.
+func aboutBlock(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,
+		ErrNotSegment, ErrCorrupt, ErrVersion, ErrBusy,
+	}, func(target error) bool { return errors.Is(err, target) })
 }
 
 // Reap unlinks all blocks that nobody is attached to and that are not
 // Persistent, as far as this process may, and returns their names. Such blocks
 // are what killed processes leave behind. Create does the same by itself when
 // memory runs out, and for about 10 milliseconds the first time it is called.
+// With an error, such as syscall.EMFILE, it returns those it could unlink.
 func Reap() (names []string, err error) {
 	names, err = reapUntil(time.Time{})
 	return names, pathError("reap", "", err)
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
+	var failed error
 	err = listObjects(func(name string) bool {
 		if _, err := checkName(name); err == nil {
-			if reaped, _ := reap(name); reaped {
+			reaped, err := reap(name)
+			if reaped {
 				names = append(names, name)
+			} else if err != nil && !aboutBlock(err) {
+				failed = err
 			}
 		}
 		return end.IsZero() || time.Now().Before(end)
 	})
-	return names, err
+	return names, cmp.Or(err, failed)
 }
 
 // firstReap cleans up after those who were killed, once in a process.
