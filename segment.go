@@ -295,6 +295,11 @@ func prepare(name string, size int64, c config) (*attachment, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.raw {
+		if info, err := a.obj.stat(); err == nil {
+			length = int(info.size) // some systems round it up
+		}
+	}
 	if err = a.mmap(length, length, c); err == nil && !a.raw {
 		err = a.found()
 	}
