@@ -3,7 +3,6 @@
 package shm
 
 import (
-	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -108,21 +107,22 @@ func (o *object) prepare(size int64) error {
 	if err := o.load(); err != nil {
 		return err
 	}
-	if o.page != nil && !(o.page.Lock() && o.page.State() == lockpage.Newborn) {
-		o.page.Unlock()
-		o.unborn = "" // whoever has beaten us sees to the name
+	if o.page != nil && !o.page.Lock() {
+		o.unborn = "" // whoever has the mutex sees to the name
 		return again{fs.ErrExist}
 	}
 	if failure != nil || o.page == nil {
 		return failure
 	}
+	// The name can be gone by now: another process has thought us dead, or a
+	// program has unlinked what it found empty, as CPython's SharedMemory does. The
+	// former cannot happen from here on.
 	o.page.SetID(newID())
-	// Some programs unlink what they find empty, as CPython's SharedMemory does
-	// when it has come upon the object before it had a size.
-	if named, err := o.named(o.unborn); err != nil || !named {
-		return again{cmp.Or(err, fs.ErrExist)}
+	named, err := o.named(o.unborn)
+	if err == nil && !named {
+		return again{fs.ErrExist}
 	}
-	return nil
+	return err
 }
 
 func newID() (id [2]uint64) {
@@ -154,7 +154,7 @@ func (o *object) ours() bool {
 }
 
 // published reports whether an object of ours has become a block.
-func (o *object) published() bool { return o.page != nil && o.page.State() == lockpage.Ready }
+func (o *object) published() bool { return o.page != nil && o.page.Ready() }
 
 // lookUp opens whatever has the name.
 func lookUp(name string, write bool) (*object, error) {
@@ -203,7 +203,7 @@ func isBlock(name string) bool {
 			// If this succeeds, its creator cannot set the size any more, and starts
 			// over. Just to unlink would not do: by now it can be another object.
 			sysFtruncate(o.fd, objectPage)
-		case o.page != nil && (late || o.page.Abandoned() || o.page.State() == lockpage.Dead):
+		case o.page != nil && (late || o.page.Abandoned()):
 			if o.page.Lock() {
 				defer o.page.Unlock()
 				if !o.published() {
@@ -220,14 +220,11 @@ func isBlock(name string) bool {
 	return true
 }
 
-// abort makes sure that an object never becomes a block, and takes its name
-// away. The mutex must be held.
+// abort takes the name away from an object that is not a block. The mutex must
+// be held, if there is one: without its name the object does not become one.
 func (o *object) abort(name string) error {
-	if o.page != nil {
-		if o.page.ID() == [2]uint64{} {
-			o.page.SetID(newID())
-		}
-		o.page.SetState(lockpage.Dead)
+	if o.page != nil && o.page.ID() == [2]uint64{} {
+		o.page.SetID(newID())
 	}
 	return unlinkIfNamed(o, name, o.ours())
 }
@@ -252,7 +249,7 @@ func (o *object) lockable() error {
 // publish makes the object a block.
 func (o *object) publish(string) error {
 	if o.page != nil {
-		o.page.SetState(lockpage.Ready)
+		o.page.SetReady()
 		o.page.Unlock()
 	}
 	o.unborn = ""

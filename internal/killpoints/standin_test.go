@@ -115,7 +115,7 @@ var scenes = map[string]struct {
 	// ... and before the block is one: without a size, with one, and with a mutex.
 	"newborn,empty": {setUp: func(t *testing.T, s *scene) { s.newborn(t, "ftruncate") }},
 	"newborn,sized": {setUp: func(t *testing.T, s *scene) { s.newborn(t, "mutex") }},
-	"newborn,ready": {setUp: func(t *testing.T, s *scene) { s.newborn(t, "state") }},
+	"newborn,ready": {setUp: func(t *testing.T, s *scene) { s.newborn(t, "ready") }},
 }
 
 func (s *scene) create(t *testing.T, opts ...shm.Option) {

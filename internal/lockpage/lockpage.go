@@ -16,21 +16,11 @@ import (
 // Where the words are in the page, each on cache lines of its own, all eight
 // bytes and only ever changed by atomic operations. In a new object all are 0.
 const (
-	offState    = 0
+	offReady    = 0   // 1 once the object is a block
 	offMutex    = 128 // token of the holder
 	offArrivals = 256 // how often a slot has been taken
 	offID       = 384 // two random words
 	offSlots    = 512 // tokens, to the end of the page
-)
-
-// A State says what has become of an object that was created to be a block. It
-// is changed under the mutex.
-type State uint64
-
-const (
-	Newborn State = iota // its creator is at work, or has been killed at it
-	Ready                // it is a block
-	Dead                 // it will never be one
 )
 
 // A Page is one attachment's view of a lock page. Its methods are not safe for
@@ -59,13 +49,13 @@ func (p *Page) slotWord(i int) *atomic.Uint64 { return p.word(offSlots + 8*i) }
 // Slots is how many attachments there can be.
 func (p *Page) Slots() int { return (len(p.b) - offSlots) / 8 }
 
-// State returns the state of the object.
-func (p *Page) State() State { return State(p.word(offState).Load()) }
+// Ready reports whether the object is a block. A new one is not.
+func (p *Page) Ready() bool { return p.word(offReady).Load() == 1 }
 
-// SetState changes the state; the mutex must be held.
-func (p *Page) SetState(s State) {
-	step("state")
-	p.word(offState).Store(uint64(s))
+// SetReady makes it one; the mutex must be held.
+func (p *Page) SetReady() {
+	step("ready")
+	p.word(offReady).Store(1)
 }
 
 // ID returns what tells this object from all others, zero if it has none yet.
@@ -73,7 +63,7 @@ func (p *Page) ID() [2]uint64 {
 	return [2]uint64{p.word(offID).Load(), p.word(offID + 8).Load()}
 }
 
-// SetID gives the object an id if it has none; the mutex must be held.
+// SetID gives the object an id; the mutex must be held.
 func (p *Page) SetID(id [2]uint64) {
 	for i, v := range id {
 		step("id")
