@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strings"
@@ -16,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/lockpage"
 )
 
 // These are the facts that the backend rests on. They come first on a new system:
@@ -358,4 +362,229 @@ func TestSystemStartTime(t *testing.T) {
 	if _, err := sysStartTime(1); err != nil {
 		t.Errorf("of another user's process: %v", err)
 	}
+}
+
+// The rest are the ways of a block on such a system.
+
+// TestToken tells processes apart that have, or had, one process id.
+func TestToken(t *testing.T) {
+	cmd := exec.Command("cat")
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	start, err := sysStartTime(pid)
+	me, err2 := self()
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	for _, tt := range []struct {
+		what  string
+		token uint64
+		gone  bool
+	}{
+		{"this process", me, false},
+		{"one before this process", newToken(os.Getpid(), 1), true},
+		{"a child", newToken(pid, start), false},
+		{"one before the child", newToken(pid, start-1), true},
+		{"no process", newToken(0, 0), true},
+	} {
+		if got := gone(tt.token); got != tt.gone {
+			t.Errorf("%s is gone: %v", tt.what, got)
+		}
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if !gone(newToken(pid, start)) {
+		t.Error("the child is not gone")
+	}
+}
+
+// mustStay checks that an object is as another program has made it, that it is
+// taken for no block, and that no block gets its name.
+func mustStay(t *testing.T, name string, size int64) {
+	t.Helper()
+	clean := name[1:]
+	for _, opts := range [][]Option{nil, {ReadOnly()}} {
+		_, err := Open(clean, opts...)
+		mustBe(t, "Open", err, ErrNotSegment)
+	}
+	_, err := Create(clean, 1)
+	mustBe(t, "Create", err, fs.ErrExist)
+	_, _, err = OpenOrCreate(clean, 1)
+	mustBe(t, "OpenOrCreate", err, ErrNotSegment)
+	fd := systemOpen(t, name, syscall.O_RDWR, 0)
+	if st := systemStat(t, fd); st.size != size {
+		t.Errorf("size %d has become %d", size, st.size)
+	}
+	if size == 0 {
+		return
+	}
+	for i, b := range systemMmap(t, fd, int(size), false) {
+		if b != 0 {
+			t.Fatalf("byte %d has become %d", i, b)
+		}
+	}
+}
+
+// TestForeign has objects of other programs, even such as could be blocks in the
+// making but for the mark.
+func TestForeign(t *testing.T) {
+	name := systemName(t)
+	fd := systemOpen(t, name, systemCreate, 0o600)
+	mustStay(t, name, 0)
+	_, err := Open(name[1:], Headerless())
+	mustBe(t, "Headerless without a size", err, ErrNotSegment)
+	mustBe(t, "size", sysFtruncate(fd, 2*objectPage), nil)
+	mustStay(t, name, 2*objectPage)
+	seg, err := Open(name[1:], Headerless())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	if seg.Size() != 2*objectPage || seg.Refs() != 0 {
+		t.Errorf("size %d, %d references", seg.Size(), seg.Refs())
+	}
+	mustBe(t, "Unlink", Unlink(name[1:]), nil)
+	mustBe(t, "Unlink again", Unlink(name[1:]), fs.ErrNotExist)
+}
+
+// TestUnborn has objects whose creator was killed: without a size, with one, and
+// with the mutex. For all but Create they do not exist.
+func TestUnborn(t *testing.T) {
+	for what, make := range map[string]func(o *object){
+		"without size": func(o *object) {},
+		"sized":        func(o *object) { sysFtruncate(o.fd, objectPage) },
+		"locked": func(o *object) {
+			sysFtruncate(o.fd, 3*objectPage)
+			o.load()
+			lockpage.New(o.head[lockPageStart:], newToken(os.Getpid(), 1), gone).Lock()
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			name := systemName(t)
+			o := &object{fd: systemOpen(t, name, systemCreate, 0o600|birthMark), writable: true}
+			make(o)
+			for _, opts := range [][]Option{nil, {ReadOnly()}, {Headerless()}} {
+				_, err := Open(name[1:], opts...)
+				mustBe(t, "Open", err, fs.ErrNotExist)
+			}
+			_, err := Stat(name[1:])
+			mustBe(t, "Stat", err, fs.ErrNotExist)
+			mustBe(t, "Unlink", Unlink(name[1:]), fs.ErrNotExist)
+			seg, err := Create(name[1:], 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The creator was not killed, only slow: it must start over.
+			if what != "locked" {
+				err := o.prepare(10)
+				mustBe(t, "prepare of one that was too slow", err, fs.ErrExist)
+				o.unlock()
+			}
+			if info, err := Stat(name[1:]); err != nil || !info.Attached {
+				t.Errorf("%+v, %v", info, err)
+			}
+			seg.Close()
+			_, err = sysShmOpen(name, syscall.O_RDONLY, 0)
+			mustBe(t, "the name in the end", err, syscall.ENOENT)
+		})
+	}
+}
+
+// TestNameTaken has another program take the name from a block and make an
+// object of its own of it. Nobody who is attached to the block touches that.
+func TestNameTaken(t *testing.T) {
+	name := systemName(t)
+	seg, err := Create(name[1:], 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := Open(name[1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustBe(t, "unlink by another program", sysShmUnlink(name), nil)
+	fd := systemOpen(t, name, systemCreate, 0o600)
+	mustBe(t, "Unlink", peer.Unlink(), fs.ErrNotExist)
+	peer.Close()
+	seg.Close()
+	mustStay(t, name, 0)
+	mustBe(t, "size", sysFtruncate(fd, objectPage), nil)
+	mustStay(t, name, objectPage)
+}
+
+// TestSlotsTaken attaches until there is no slot left, which with a descriptor
+// for each would not be possible everywhere.
+func TestSlotsTaken(t *testing.T) {
+	name := systemName(t)
+	seg, err := Create(name[1:], 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	me, _ := self()
+	var crowd []*lockpage.Page
+	for range seg.h.obj.page.Slots() - 1 {
+		p := lockpage.New(seg.h.obj.head[lockPageStart:], me, gone)
+		if !p.Lock() || !p.Join() {
+			t.Fatalf("slot %d of %d", len(crowd)+1, seg.h.obj.page.Slots())
+		}
+		p.Unlock()
+		crowd = append(crowd, p)
+	}
+	_, err = Open(name[1:])
+	mustBe(t, "Open", err, ErrNoSpace)
+	mustBe(t, "Open", err, syscall.ENOLCK)
+	crowd[0].Leave()
+	peer, err := Open(name[1:])
+	mustBe(t, "Open with a slot", err, nil)
+	peer.Close()
+	for _, p := range crowd[1:] {
+		p.Leave()
+	}
+}
+
+// TestScribble has a peer write garbage over header and lock page of a block in
+// use. Everything may fail then, but only with an error.
+func TestScribble(t *testing.T) {
+	SetPatience(t, time.Millisecond)
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		name := systemName(t)
+		seg, err := Create(name[1:], 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := systemMmap(t, systemOpen(t, name, syscall.O_RDWR, 0), objectPage, true)
+		from := []int{0, lockPageStart, 64}[seed%3]
+		for range 1 + random.IntN(objectPage-from) {
+			head[from+random.IntN(objectPage-from)] = byte(random.Uint32())
+		}
+		for _, opts := range [][]Option{nil, {ReadOnly()}, {Headerless()}} {
+			if peer, err := Open(name[1:], opts...); err == nil {
+				peer.Close()
+			}
+		}
+		Stat(name[1:])
+		if peer, err := Create(name[1:], 10); err == nil {
+			peer.Close()
+		}
+		seg.Stat()
+		seg.Unlink()
+		seg.Close()
+		Unlink(name[1:])
+	}
+}
+
+// TestTooLarge: what the system refuses leaves no name.
+func TestTooLarge(t *testing.T) {
+	name := systemName(t)
+	_, err := Create(name[1:], 1<<60)
+	mustBe(t, "Create", err, ErrNoSpace)
+	_, err = sysShmOpen(name, syscall.O_RDONLY, 0)
+	mustBe(t, "the name", err, syscall.ENOENT)
 }
