@@ -2,8 +2,15 @@ package shm
 
 import (
 	"io"
+	"runtime"
 	"testing"
 	"time"
+)
+
+const (
+	MaxName   = maxName
+	BornNamed = bornNamed
+	Files     = runtime.GOOS == "linux" && !bornNamed // blocks are files in /dev/shm
 )
 
 // Straight reports whether bytes from or to v go straight to the mapping.

@@ -430,7 +430,7 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 // half of the time, and none by the file; any later write is three times faster
 // in the mapping. So each goes by the file that goes beyond where a long one,
 // or Prefault, has been before.
-func (a *attachment) fresh(end int64) bool { return uint64(end) > a.warmed.Load() }
+func (a *attachment) fresh(end int64) bool { return hasFile && uint64(end) > a.warmed.Load() }
 
 func (a *attachment) warm(end int64) { raise(&a.warmed, uint64(end)) }
 

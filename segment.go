@@ -244,32 +244,54 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 	if !unique && taken(name) { // no memory need be found for nothing
 		return nil, fs.ErrExist
 	}
-	a, err := newBlock(size, c)
-	if errors.Is(err, ErrNoSpace) {
-		if names, _ := Reap(); len(names) > 0 {
-			a, err = newBlock(size, c)
-		}
+	a, err := newBlock(name, size, c)
+	for unique && errors.Is(err, fs.ErrExist) {
+		a, err = newBlock(uniqueName(), size, c)
 	}
 	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
 		err = fs.ErrExist // somebody was faster, and has the memory
 	}
+	return a, err
+}
+
+// newBlock makes a block called name.
+func newBlock(name string, size int64, c config) (*attachment, error) {
+	a, err := prepare(name, size, c)
+	if errors.Is(err, ErrNoSpace) {
+		if names, _ := Reap(); len(names) > 0 {
+			a, err = prepare(name, size, c)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	a.name = name
-	for err = a.publish(); unique && errors.Is(err, fs.ErrExist); err = a.publish() {
-		a.name = uniqueName()
-	}
-	if err != nil {
+	if err := claim(name, func() error { return a.obj.publish(name) }); err != nil {
 		a.discard()
 		return nil, err
 	}
 	return a, nil
 }
 
-// newBlock makes a block that only its name is missing to.
-func newBlock(size int64, c config) (*attachment, error) {
-	a := &attachment{raw: c.has(optHeaderless)}
+// claim calls f, which takes the name or finds that it is taken, until a dead
+// block has made it free.
+func claim(name string, f func() error) error {
+	return patiently(func() error {
+		err := f()
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		reaped, reapErr := reap(name)
+		if reaped || errors.Is(reapErr, fs.ErrNotExist) || errors.As(reapErr, new(again)) {
+			return again{err}
+		}
+		return err
+	})
+}
+
+// prepare makes a block that only publish is missing to. Where objects are
+// bornNamed that is what takes the name, and publish has little left to do.
+func prepare(name string, size int64, c config) (*attachment, error) {
+	a := &attachment{name: name, raw: c.has(optHeaderless)}
 	if !a.raw {
 		var flags uint32
 		if c.has(optPersistent) {
@@ -281,9 +303,17 @@ func newBlock(size int64, c config) (*attachment, error) {
 		a.layout = newLayout(size, flags)
 	}
 	length := int(size) + a.layout.headerSize
-	var err error
-	if a.obj, err = createObject(int64(length), c.perm, c.has(optSparse)); err != nil {
+	err := claim(name, func() (err error) {
+		a.obj, err = createObject(name, int64(length), c)
+		return err
+	})
+	if err != nil {
 		return nil, err
+	}
+	if a.raw {
+		if info, err := a.obj.stat(); err == nil {
+			length = int(info.size) // some systems round it up
+		}
 	}
 	if err = a.mmap(length, length, c); err == nil && !a.raw {
 		err = a.found()
@@ -293,22 +323,6 @@ func newBlock(size int64, c config) (*attachment, error) {
 		return nil, err
 	}
 	return a, nil
-}
-
-// publish gives the block its name, which a dead block must make free.
-func (a *attachment) publish() error {
-	return patiently(func() error {
-		err := a.obj.publish(a.name)
-		if !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		var transient again
-		reaped, reapErr := reap(a.name)
-		if reaped || errors.Is(reapErr, fs.ErrNotExist) || errors.As(reapErr, &transient) {
-			return again{err}
-		}
-		return err
-	})
 }
 
 // taken reports whether a block that is in use or Persistent has the name. A
@@ -709,18 +723,7 @@ func (a *attachment) unlink() error {
 		return err
 	}
 	defer a.unlockMutex()
-	return unlinkIfNamed(a.obj, a.name)
-}
-
-func unlinkIfNamed(o *object, name string) error {
-	named, err := o.named(name)
-	if err == nil && !named {
-		err = fs.ErrNotExist
-	}
-	if err != nil {
-		return err
-	}
-	return unlinkObject(name)
+	return unlinkIfNamed(a.obj, a.name, !a.raw)
 }
 
 // Unlink takes the name of a block away at once; see [Segment.Unlink]. It works
@@ -756,8 +759,17 @@ func unlink(name string, only *object) error {
 			return soon(err)
 		}
 		defer o.close()
-		if _, err := o.stat(); err != nil {
+		info, err := o.stat()
+		if err != nil {
 			return err
+		}
+		_, _, err = readHeader(o, info.size)
+		if errors.As(err, new(again)) {
+			return err
+		}
+		header := err == nil || errors.Is(err, errTruncated)
+		if header {
+			o.lockable() // where it is not, lock does what it can
 		}
 		defer o.unlock()
 		if err := o.lock(laneMutex, alone); err != nil {
@@ -767,9 +779,9 @@ func unlink(name string, only *object) error {
 			return again{fs.ErrNotExist} // another block has the name now
 		}
 		if only != nil {
-			return unlinkIfNamed(only, name)
+			return unlinkIfNamed(only, name, header)
 		}
-		return unlinkIfNamed(o, name)
+		return unlinkIfNamed(o, name, header)
 	})
 }
 
@@ -813,6 +825,9 @@ func Reap() (names []string, err error) {
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
+	if namesStay { // as long as handles, and no longer: nothing is left behind
+		return nil, nil
+	}
 	var failed error
 	err = listObjects(func(name string) bool {
 		if _, err := checkName(name); err == nil {
