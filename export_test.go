@@ -10,6 +10,7 @@ import (
 const (
 	MaxName   = maxName
 	BornNamed = bornNamed
+	NamesStay = namesStay
 	Files     = runtime.GOOS == "linux" && !bornNamed // blocks are files in /dev/shm
 )
 

@@ -111,17 +111,8 @@ func (a *attachment) stat() (*Info, error) {
 			return nil, err
 		}
 	}
-	info.Linked, err = a.linked()
+	info.Linked, err = a.obj.named(a.name)
 	return &info, err
-}
-
-// linked reports whether the name leads to the block.
-func (a *attachment) linked() (linked bool, err error) {
-	linked, err = a.obj.named(a.name)
-	if namesStay && !a.raw && err == nil {
-		err = a.words(func(h header) { linked = linked && h.state().Load() == stateLive })
-	}
-	return linked, err
 }
 
 // Stat returns what is known of the block called name, without attaching to it
@@ -159,9 +150,6 @@ func inspect(name string) (Info, error) {
 		return newRawInfo(name, obj), nil
 	case err != nil:
 		return Info{}, err
-	}
-	if namesStay && h.state().Load() != stateLive {
-		return Info{}, fs.ErrNotExist
 	}
 	info := newInfo(name, obj, l)
 	info.setWords(h)

@@ -22,7 +22,7 @@ const (
 	maxName = unix.NAME_MAX
 
 	bornNamed = false // an object has no name before publish
-	namesStay = false // a name can be taken from an object that is in use
+	namesStay = false // an object can be without its name, and the other way round
 	hasFile   = true  // bytes can be written to an object past its mapping
 )
 
@@ -215,8 +215,8 @@ func (o *object) named(name string) (bool, error) {
 	return err == nil && o.dev == uint64(there.Dev) && o.ino == there.Ino, err
 }
 
-// unlinkObject takes the name away, whatever it leads to.
-func unlinkObject(name string) error {
+// unlink takes the name away from the object, which it leads to.
+func (o *object) unlink(name string) error {
 	return unix.Unlink(shmDir + name)
 }
 
@@ -230,7 +230,7 @@ func unlinkUnopened(name string) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return errNotRegular
 	}
-	return unlinkObject(name)
+	return unix.Unlink(shmDir + name)
 }
 
 // listObjects calls f with the names of the objects there are, in no order,

@@ -24,7 +24,6 @@ type object struct{ writable bool }
 
 func createObject(string, int64, config) (*object, error) { return nil, errors.ErrUnsupported }
 func openObject(string, bool) (*object, error)            { return nil, errors.ErrUnsupported }
-func unlinkObject(string) error                           { return errors.ErrUnsupported }
 func unlinkUnopened(string) error                         { return errors.ErrUnsupported }
 func listObjects(func(string) bool) error                 { return errors.ErrUnsupported }
 
@@ -32,6 +31,7 @@ func (o *object) stat() (objectInfo, error)                { return objectInfo{}
 func (o *object) newborn() error                           { return nil }
 func (o *object) lockable() error                          { return errors.ErrUnsupported }
 func (o *object) publish(string) error                     { return errors.ErrUnsupported }
+func (o *object) unlink(string) error                      { return errors.ErrUnsupported }
 func (o *object) named(string) (bool, error)               { return false, errors.ErrUnsupported }
 func (o *object) mmap(int, int, bool) ([]byte, error)      { return nil, errors.ErrUnsupported }
 func (o *object) readAt([]byte, int64) (int, error)        { return 0, errors.ErrUnsupported }

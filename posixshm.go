@@ -227,7 +227,7 @@ func (o *object) abort(name string) error {
 	if o.page != nil && o.page.ID() == [2]uint64{} {
 		o.page.SetID(newID())
 	}
-	return unlinkIfNamed(o, name, o.ours())
+	return unlinkIfNamed(o, name)
 }
 
 func (o *object) stat() (objectInfo, error) {
@@ -274,12 +274,12 @@ func (o *object) named(name string) (bool, error) {
 	return !o.ours() && o.objectStat == there.objectStat, nil
 }
 
-// unlinkObject takes the name away, whatever it leads to.
-func unlinkObject(name string) error { return sysShmUnlink("/" + name) }
+// unlink takes the name away from the object, which it leads to.
+func (o *object) unlink(name string) error { return sysShmUnlink("/" + name) }
 
 // unlinkUnopened takes the name away from a block that this process may not
 // open: its creator may, whatever the permissions.
-func unlinkUnopened(name string) error { return unlinkObject(name) }
+func unlinkUnopened(name string) error { return sysShmUnlink("/" + name) }
 
 // listObjects cannot be done: the system tells nobody what names there are.
 func listObjects(func(name string) bool) error {

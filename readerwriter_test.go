@@ -31,6 +31,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -263,6 +264,9 @@ func feed(t *testing.T, w io.WriteCloser, data []byte) {
 
 func dial(t *testing.T, network, addr string, data []byte) io.Reader {
 	l, err := net.Listen(network, addr)
+	if runtime.GOOS == "windows" && errors.Is(err, syscall.Errno(10047)) { // WSAEAFNOSUPPORT
+		t.Skip("Wine 8 has no such sockets; Windows has")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -598,7 +602,9 @@ func TestDeadline(t *testing.T) {
 	defer r.Close()
 	defer w.Close()
 	seg := block(t, 100)
-	r.SetReadDeadline(time.Now().Add(-time.Second))
+	if err := r.SetReadDeadline(time.Now().Add(-time.Second)); errors.Is(err, os.ErrNoDeadline) {
+		t.Skip("pipes of this system have no deadlines")
+	}
 	if _, err := io.Copy(seg, r); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}

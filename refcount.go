@@ -33,9 +33,9 @@ import (
 //	   128    4  count of attachments
 //	   192    8  size: logical length of the data in bytes
 //	   256    8  written: no byte of the data from here on was ever written to
-//	   320       zero, up to the header's size or to 4096
-//	  4096       if the header is larger: what the system's lanes are made of on
-//	             darwin, zero elsewhere
+//	   320       zero, up to the header's size, but for what the platform file
+//	             keeps there: on Windows in the last 32 bytes of the page, on
+//	             darwin from 4096 on
 //
 // Bytes 0 to 63 are written before the block can be found and never again, and
 // their meaning is the same in every version. Where a block has its name from
@@ -44,8 +44,7 @@ import (
 // operations:
 //
 //   - state goes from live to dead once, by the process that unlinks the block
-//     because nobody is attached to it, just before it does; on Windows also by
-//     an Unlink, which is all that can be done there to take a name away.
+//     because nobody is attached to it, just before it does.
 //   - count is raised and lowered under the mutex lane. It is what people see;
 //     who unlinks is decided by the kernel's locks, because a process that is
 //     killed cannot lower it.
@@ -327,9 +326,6 @@ func (a *attachment) share() error {
 	if err := a.words(func(h header) { dead = h.state().Load() != stateLive }); err != nil {
 		return err
 	}
-	if dead && namesStay {
-		return fs.ErrNotExist
-	}
 	if dead {
 		return again{fmt.Errorf("%w: marked dead under its name", ErrCorrupt)}
 	}
@@ -391,47 +387,23 @@ func (a *attachment) words(f func(h header)) error {
 // is the system's to say: in a directory with the sticky bit only its owner can.
 // It then stays, dead, for its owner.
 func bury(o *object, name string) error {
-	err := markDead(o)
-	if namesStay {
-		return err
-	}
-	// A full or truncated object, which cannot be marked, is dead all the same.
+	dead := binary.NativeEndian.AppendUint32(nil, stateDead)
+	o.writeAt(dead, offState) // a full or truncated object does not change the verdict
 	// Unlinking takes a name, not an object. Nobody but an outsider who does not
 	// hold the mutex lane can bind the name to another object in between.
-	return unlinkIfNamed(o, name, true)
+	return unlinkIfNamed(o, name)
 }
 
-// unlinkIfNamed takes the name away from the block, which has a header or not,
-// if it leads to it.
-func unlinkIfNamed(o *object, name string, header bool) error {
+// unlinkIfNamed takes the name away from the object if it leads to it.
+func unlinkIfNamed(o *object, name string) error {
 	named, err := o.named(name)
-	switch {
-	case err != nil:
+	if err == nil && !named {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
 		return err
-	case !named:
-		return fs.ErrNotExist
-	case namesStay && header:
-		return markDead(o)
 	}
-	return unlinkObject(name)
-}
-
-// markDead sets the state of the block, or returns fs.ErrNotExist if it is dead
-// already.
-func markDead(o *object) error {
-	ne := binary.NativeEndian
-	state := ne.AppendUint32(nil, stateDead)
-	if namesStay {
-		var is [4]byte
-		if _, err := o.readAt(is[:], offState); err != nil {
-			return err
-		}
-		if ne.Uint32(is[:]) != stateLive {
-			return fs.ErrNotExist
-		}
-	}
-	_, err := o.writeAt(state, offState)
-	return err
+	return o.unlink(name)
 }
 
 // reap unlinks the block called name if it is ours and nobody is attached to

@@ -403,6 +403,8 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 
 func (a *attachment) openRaw(info objectInfo, c config) error {
 	switch _, _, err := readHeader(a.obj, info.size); {
+	case errors.As(err, new(again)): // it may be about to get one
+		return err
 	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):
 		return fmt.Errorf("%w: option Headerless for a block with a header", fs.ErrInvalid)
 	case !errors.Is(err, ErrNotSegment):
@@ -723,7 +725,7 @@ func (a *attachment) unlink() error {
 		return err
 	}
 	defer a.unlockMutex()
-	return unlinkIfNamed(a.obj, a.name, !a.raw)
+	return unlinkIfNamed(a.obj, a.name)
 }
 
 // Unlink takes the name of a block away at once; see [Segment.Unlink]. It works
@@ -767,8 +769,7 @@ func unlink(name string, only *object) error {
 		if errors.As(err, new(again)) {
 			return err
 		}
-		header := err == nil || errors.Is(err, errTruncated)
-		if header {
+		if err == nil || errors.Is(err, errTruncated) {
 			o.lockable() // where it is not, lock does what it can
 		}
 		defer o.unlock()
@@ -779,9 +780,9 @@ func unlink(name string, only *object) error {
 			return again{fs.ErrNotExist} // another block has the name now
 		}
 		if only != nil {
-			return unlinkIfNamed(only, name, header)
+			return unlinkIfNamed(only, name)
 		}
-		return unlinkIfNamed(o, name, header)
+		return unlinkIfNamed(o, name)
 	})
 }
 
@@ -825,7 +826,7 @@ func Reap() (names []string, err error) {
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
-	if namesStay { // as long as handles, and no longer: nothing is left behind
+	if namesStay { // with their objects, and go with them: nobody leaves a dead block
 		return nil, nil
 	}
 	var failed error

@@ -76,6 +76,9 @@ func TestName(t *testing.T) {
 		t.Skip("blocks cannot be listed on this system")
 	}
 	current := shmtest.IgnoreCurrent()
+	if runtime.GOOS == "windows" {
+		t.Skip("the system leaves no block when it is closed")
+	}
 	seg := create(t, "", shm.Persistent())
 	seg.Close()
 	if err := shmtest.Find(current); err == nil || !strings.Contains(err.Error(), "still has its name") {
