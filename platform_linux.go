@@ -1,3 +1,5 @@
+//go:build !standin
+
 package shm
 
 import (
@@ -8,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,7 @@ const (
 
 	bornNamed = false // an object has no name before publish
 	namesStay = false // an object can be without its name, and the other way round
+	hasFile   = true  // bytes can be written to an object past its mapping
 )
 
 // headerLength is that of the headers of new blocks.
@@ -32,6 +34,7 @@ var headerLength = os.Getpagesize()
 type object struct {
 	fd       int
 	writable bool
+	dev, ino uint64 // from the first stat, which comes before anything else
 }
 
 // createObject makes an object of size bytes, all zero, that is gone when its
@@ -63,6 +66,7 @@ func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return err
 	}
+	o.dev, o.ino = uint64(st.Dev), st.Ino
 	if fs.FileMode(st.Mode).Perm() != perm { // the umask took bits away
 		if err := unix.Fchmod(o.fd, uint32(perm)); err != nil {
 			return err
@@ -124,8 +128,9 @@ func openObject(name string, write bool) (*object, error) {
 		return unix.Open(shmDir+name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 	switch {
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
-		// A symbolic link, a directory, a socket or a device without driver: open(2).
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ETXTBSY):
+		// A symbolic link, a directory, a socket or a device without driver, a
+		// program that is running: open(2).
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
@@ -146,6 +151,9 @@ func (o *object) stat() (objectInfo, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return objectInfo{}, errNotRegular
 	}
+	if o.ino == 0 {
+		o.dev, o.ino = uint64(st.Dev), st.Ino
+	}
 	return objectInfo{st.Size, fs.FileMode(st.Mode).Perm(), time.Unix(st.Mtim.Unix()), int(st.Uid)}, nil
 }
 
@@ -163,11 +171,7 @@ func (o *object) newborn() error { return nil }
 // about to become one, ready for its lanes. It returns errors.ErrUnsupported where the object is not on a tmpfs:
 // on network and user-space file systems two kernels can both grant one lock.
 func (o *object) lockable() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
-		return err
-	}
-	if tmpfsDevice.Load() == uint64(st.Dev) {
+	if tmpfsDevice.Load() == o.dev {
 		return nil
 	}
 	var sfs unix.Statfs_t
@@ -177,7 +181,7 @@ func (o *object) lockable() error {
 	if sfs.Type != unix.TMPFS_MAGIC {
 		return fmt.Errorf("%w: %s is not a tmpfs", errors.ErrUnsupported, shmDir)
 	}
-	tmpfsDevice.Store(uint64(st.Dev))
+	tmpfsDevice.Store(o.dev)
 	return nil
 }
 
@@ -203,15 +207,12 @@ func (o *object) publish(name string) error {
 // named reports whether name leads to this object. The number of an open inode
 // is not reused, so device and inode number decide.
 func (o *object) named(name string) (bool, error) {
-	var mine, there unix.Stat_t
-	if err := unix.Fstat(o.fd, &mine); err != nil {
-		return false, err
-	}
+	var there unix.Stat_t
 	err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &there, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	return err == nil && mine.Dev == there.Dev && mine.Ino == there.Ino, err
+	return err == nil && o.dev == uint64(there.Dev) && o.ino == there.Ino, err
 }
 
 // unlink takes the name away from the object, which it leads to.
@@ -293,6 +294,23 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 	return n, spaceErr(err)
 }
 
+// receive copies at most n bytes of the regular file fd to offset off. It
+// returns 0 bytes at the end of the file and where that cannot be done, and
+// errNotRegular for another descriptor. The position of o.fd is nobody else's.
+func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
+	if !regular(fd) {
+		return 0, errNotRegular
+	}
+	if _, err := unix.Seek(o.fd, off, io.SeekStart); err != nil {
+		return 0, nil
+	}
+	n, err := retry(func() (int, error) { return unix.Sendfile(o.fd, int(fd), nil, n) })
+	if err != nil {
+		n = 0
+	}
+	return n, nil
+}
+
 // punch gives back the memory of n bytes, which read as zero from then on.
 func (o *object) punch(off, n int64) error {
 	_, err := retry(func() (int, error) {
@@ -339,70 +357,4 @@ func laneLock(l lane, h hold) *unix.Flock_t {
 
 func (o *object) close() {
 	unix.Close(o.fd)
-}
-
-// spaceErr adds ErrNoSpace to the errors that mean it.
-func spaceErr(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT),
-		errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EFBIG):
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
-}
-
-// retry calls f until no signal interrupts it.
-func retry(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if !errors.Is(err, syscall.EINTR) {
-			return n, err
-		}
-	}
-}
-
-// pollable reports whether reading from fd and writing to it never waits for
-// somebody else: a regular file, or a descriptor in non-blocking mode.
-func pollable(fd uintptr) bool {
-	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-	if err == nil && flags&unix.O_NONBLOCK != 0 {
-		return true
-	}
-	var st unix.Stat_t
-	return unix.Fstat(int(fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
-}
-
-// readFD reads from a descriptor of somebody else's into p, which may lie in a
-// mapping: read(2) then returns EFAULT where memory would fault. At the end it
-// returns io.EOF.
-func readFD(fd uintptr, p []byte) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Read(int(fd), p) })
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
-	case err != nil:
-		return 0, ioErr("read", err)
-	case n == 0:
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-// writeFD writes p, which may lie in a mapping, to a descriptor, or part of it.
-func writeFD(fd uintptr, p []byte) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Write(int(fd), p) })
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
-	case err != nil:
-		return 0, ioErr("write", err)
-	}
-	return n, nil
-}
-
-func ioErr(call string, err error) error {
-	if errors.Is(err, unix.EAGAIN) {
-		return errWouldBlock
-	}
-	return os.NewSyscallError(call, err)
 }

@@ -29,6 +29,7 @@ const (
 	maxName   = 240 // CreateMutex takes MAX_PATH, 260, and there are suffixes
 	bornNamed = true
 	namesStay = true
+	hasFile   = false
 
 	headerLength = 4 << 10 // also where Windows gives memory out by 64 KiB
 
@@ -292,6 +293,10 @@ func munmap(mem []byte) {
 	windows.UnmapViewOfFile(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))
 }
 
+// revoke: the addresses of a view go with it.
+func revoke([]byte) error { return errors.ErrUnsupported }
+func revocable() int64    { return 0 }
+
 // readAt and writeAt have the kernel move the bytes, as a debugger does: they end
 // where memory would fault.
 func (o *object) readAt(p []byte, off int64) (int, error) {
@@ -320,6 +325,8 @@ func moved(n uintptr, err error) (int, error) {
 	}
 	return int(n), err
 }
+
+func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
 
 // punch: memory of a section cannot be given back.
 func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }
