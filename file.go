@@ -36,7 +36,7 @@ func anonymous(size int64, opts []Option) (*attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newBlock(size, c)
+	return prepare("", size, c)
 }
 
 func anonymousConfig(size int64, opts []Option) (config, error) {
@@ -151,8 +151,8 @@ func fromFileOnce(f *os.File, c config) (*attachment, error) {
 	if !o.writable && !a.readOnly {
 		err = fmt.Errorf("%w: file is open for reading only", fs.ErrPermission)
 	} else {
-		if !o.sealed {
-			a.name = o.name()
+		if !o.isSealed() {
+			a.name = o.findName()
 		}
 		err = a.join(c)
 	}

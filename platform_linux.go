@@ -1,3 +1,5 @@
+//go:build !standin
+
 package shm
 
 import (
@@ -10,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,20 +22,30 @@ import (
 const (
 	shmDir  = "/dev/shm/"
 	maxName = unix.NAME_MAX
+
+	bornNamed = false // an object has no name before publish
+	namesStay = false // an object can be without its name, and the other way round
+	hasFile   = true  // bytes can be written to an object past its mapping
 )
+
+// headerLength is that of the headers of new blocks.
+var headerLength = os.Getpagesize()
 
 // object is an open handle on a backing object: an open file description of
 // its own, which is what Linux counts locks by.
 type object struct {
 	fd       int
 	writable bool
-	sealed   bool // nobody can change its size; known of what is anonymous or came by a file
+	dev, ino uint64 // from the first stat, which comes before anything else
+	sealed   bool   // nobody can change its size; known of what is anonymous or came by a file
 }
 
-// createObject makes an object of size bytes that has no name yet; it is gone
-// when its handle closes, unless publish has named it. Unless sparse, the
-// memory is reserved, so that no later access can run out of it.
-func createObject(size int64, perm fs.FileMode, sparse bool) (*object, error) {
+// createObject makes an object of size bytes, all zero, that is gone when its
+// handle closes before publish has named it. Unless it is to be sparse, the
+// memory is reserved, so that no later access can run out of it. (Where objects
+// are bornNamed it has its name at once, or fails with fs.ErrExist.)
+func createObject(_ string, size int64, c config) (*object, error) {
+	perm := c.perm
 	fd, err := retry(func() (int, error) {
 		return unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm))
 	})
@@ -46,7 +57,7 @@ func createObject(size int64, perm fs.FileMode, sparse bool) (*object, error) {
 		return nil, spaceErr(err)
 	}
 	o := &object{fd: fd, writable: true}
-	if err := o.prepare(size, perm, sparse); err != nil {
+	if err := o.prepare(size, perm, c.has(optSparse)); err != nil {
 		o.close()
 		return nil, spaceErr(err)
 	}
@@ -58,6 +69,7 @@ func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return err
 	}
+	o.dev, o.ino = uint64(st.Dev), st.Ino
 	if fs.FileMode(st.Mode).Perm() != perm { // the umask took bits away
 		if err := unix.Fchmod(o.fd, uint32(perm)); err != nil {
 			return err
@@ -123,8 +135,9 @@ func openObject(name string, write bool) (*object, error) {
 		return unix.Open(shmDir+name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 	switch {
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
-		// A symbolic link, a directory, a socket or a device without driver: open(2).
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ETXTBSY):
+		// A symbolic link, a directory, a socket or a device without driver, a
+		// program that is running: open(2).
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
@@ -145,6 +158,9 @@ func (o *object) stat() (objectInfo, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return objectInfo{}, errNotRegular
 	}
+	if o.ino == 0 {
+		o.dev, o.ino = uint64(st.Dev), st.Ino
+	}
 	return objectInfo{st.Size, fs.FileMode(st.Mode).Perm(), time.Unix(st.Mtim.Unix()), int(st.Uid)}, nil
 }
 
@@ -153,14 +169,16 @@ var errNotRegular = fmt.Errorf("%w: not a regular file", ErrNotSegment)
 // tmpfsDevice is the number of a device known to be a tmpfs, 0 for none yet.
 var tmpfsDevice atomic.Uint64
 
-// lockable returns errors.ErrUnsupported where the object is not on a tmpfs:
+// newborn returns an error that is again for an object without magic that may be
+// a block being born, and nil for one that is not. It is asked only where objects
+// are bornNamed.
+func (o *object) newborn() error { return nil }
+
+// lockable makes the object, which is known to be a block with a header, or
+// about to become one, ready for its lanes. It returns errors.ErrUnsupported where the object is not on a tmpfs:
 // on network and user-space file systems two kernels can both grant one lock.
 func (o *object) lockable() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
-		return err
-	}
-	if tmpfsDevice.Load() == uint64(st.Dev) {
+	if tmpfsDevice.Load() == o.dev {
 		return nil
 	}
 	var sfs unix.Statfs_t
@@ -170,7 +188,7 @@ func (o *object) lockable() error {
 	if sfs.Type != unix.TMPFS_MAGIC {
 		return fmt.Errorf("%w: %s is not a tmpfs", errors.ErrUnsupported, shmDir)
 	}
-	tmpfsDevice.Store(uint64(st.Dev))
+	tmpfsDevice.Store(o.dev)
 	return nil
 }
 
@@ -196,19 +214,16 @@ func (o *object) publish(name string) error {
 // named reports whether name leads to this object. The number of an open inode
 // is not reused, so device and inode number decide.
 func (o *object) named(name string) (bool, error) {
-	var mine, there unix.Stat_t
-	if err := unix.Fstat(o.fd, &mine); err != nil {
-		return false, err
-	}
+	var there unix.Stat_t
 	err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &there, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	return err == nil && mine.Dev == there.Dev && mine.Ino == there.Ino, err
+	return err == nil && o.dev == uint64(there.Dev) && o.ino == there.Ino, err
 }
 
-// unlinkObject takes the name away, whatever it leads to.
-func unlinkObject(name string) error {
+// unlink takes the name away from the object, which it leads to.
+func (o *object) unlink(name string) error {
 	return unix.Unlink(shmDir + name)
 }
 
@@ -222,7 +237,7 @@ func unlinkUnopened(name string) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return errNotRegular
 	}
-	return unlinkObject(name)
+	return unix.Unlink(shmDir + name)
 }
 
 // listObjects calls f with the names of the objects there are, in no order,
@@ -286,6 +301,23 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 	return n, spaceErr(err)
 }
 
+// receive copies at most n bytes of the regular file fd to offset off. It
+// returns 0 bytes at the end of the file and where that cannot be done, and
+// errNotRegular for another descriptor. The position of o.fd is nobody else's.
+func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
+	if !regular(fd) {
+		return 0, errNotRegular
+	}
+	if _, err := unix.Seek(o.fd, off, io.SeekStart); err != nil {
+		return 0, nil
+	}
+	n, err := retry(func() (int, error) { return unix.Sendfile(o.fd, int(fd), nil, n) })
+	if err != nil {
+		n = 0
+	}
+	return n, nil
+}
+
 // punch gives back the memory of n bytes, which read as zero from then on.
 func (o *object) punch(off, n int64) error {
 	_, err := retry(func() (int, error) {
@@ -334,72 +366,6 @@ func (o *object) close() {
 	unix.Close(o.fd)
 }
 
-// spaceErr adds ErrNoSpace to the errors that mean it.
-func spaceErr(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT),
-		errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EFBIG):
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
-}
-
-// retry calls f until no signal interrupts it.
-func retry(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if !errors.Is(err, syscall.EINTR) {
-			return n, err
-		}
-	}
-}
-
-// pollable reports whether reading from fd and writing to it never waits for
-// somebody else: a regular file, or a descriptor in non-blocking mode.
-func pollable(fd uintptr) bool {
-	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-	if err == nil && flags&unix.O_NONBLOCK != 0 {
-		return true
-	}
-	var st unix.Stat_t
-	return unix.Fstat(int(fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
-}
-
-// readFD reads from a descriptor of somebody else's into p, which may lie in a
-// mapping: read(2) then returns EFAULT where memory would fault. At the end it
-// returns io.EOF.
-func readFD(fd uintptr, p []byte) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Read(int(fd), p) })
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
-	case err != nil:
-		return 0, ioErr("read", err)
-	case n == 0:
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-// writeFD writes p, which may lie in a mapping, to a descriptor, or part of it.
-func writeFD(fd uintptr, p []byte) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Write(int(fd), p) })
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
-	case err != nil:
-		return 0, ioErr("write", err)
-	}
-	return n, nil
-}
-
-func ioErr(call string, err error) error {
-	if errors.Is(err, unix.EAGAIN) {
-		return errWouldBlock
-	}
-	return os.NewSyscallError(call, err)
-}
-
 // createAnonymous makes an object of size bytes that can have no name, and that
 // nobody can make shorter or longer; see memfd_create(2). Unless sparse, the
 // memory is reserved, so that no later access can fail.
@@ -446,6 +412,8 @@ func (o *object) prepareAnonymous(size int64, sparse bool) error {
 	return err
 }
 
+func (o *object) isSealed() bool { return o.sealed }
+
 // available reports whether size bytes of memory can be had. Anonymous memory
 // has no file system that is full in time: to reserve more than there is calls
 // the OOM killer. Where the amount is small enough not to matter, or the system
@@ -490,7 +458,10 @@ func fromFD(fd uintptr) (*object, error) {
 	if flags&unix.O_ACCMODE == unix.O_WRONLY {
 		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
 	}
-	o := &object{int(fd), flags&unix.O_ACCMODE == unix.O_RDWR, seals&fixedSize == fixedSize}
+	o := &object{fd: int(fd), writable: flags&unix.O_ACCMODE == unix.O_RDWR, sealed: seals&fixedSize == fixedSize}
+	if _, err := o.stat(); err != nil {
+		return nil, err
+	}
 	if o.sealed {
 		// It carries no locks, so that to share the description does no harm, and
 		// asks for no /proc and no permissions.
@@ -548,8 +519,8 @@ func (o *object) same(p *object) bool {
 	return unix.Fstat(o.fd, &st) == nil && unix.Fstat(p.fd, &other) == nil && st.Dev == other.Dev && st.Ino == other.Ino
 }
 
-// name returns the name that leads to the object, "" if there is none.
-func (o *object) name() string {
+// findName returns the name that leads to the object, "" if there is none.
+func (o *object) findName() string {
 	path, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", o.fd))
 	name, err := checkName(strings.TrimPrefix(path, shmDir))
 	if err != nil {
