@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"io"
 	"runtime"
 	"testing"
 	"time"
@@ -16,9 +17,28 @@ const (
 // Straight reports whether bytes from or to v go straight to the mapping.
 func Straight(v any) bool { return rawConn(v) != nil }
 
+// Hash reports whether v reads the mapping itself.
+func Hash(v io.Writer) bool { return isHash(v) }
+
+// Kept returns how much address space is or will be kept from use after Close.
+func Kept() int64 { return kept.Load() }
+
+// Quick reports whether short copies of the Segment do without the gate.
+func Quick(s *Segment) bool { return s.quickly() != nil }
+
 // SetPatience changes how long to wait for peers, for the time of the test.
 func SetPatience(t testing.TB, d time.Duration) {
 	old := patience
 	patience = d
 	t.Cleanup(func() { patience = old })
+}
+
+// HoldMutex takes the mutex lane through seg, as a call of it in progress would,
+// until the function returned is called.
+func HoldMutex(t testing.TB, seg *Segment) (release func()) {
+	t.Helper()
+	if err := seg.h.lockMutex(); err != nil {
+		t.Fatal(err)
+	}
+	return seg.h.unlockMutex
 }

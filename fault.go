@@ -10,36 +10,20 @@ import (
 // A mapping can lose its memory under our feet: a peer truncates the object, or
 // a page of a Sparse block cannot be had. The kernel then raises SIGBUS, which
 // ends a Go program unless the goroutine has asked for a panic instead. Every
-// access to a mapping therefore runs between begin and end of a trap.
+// access to a mapping therefore runs where that has been asked for.
 
-// trap turns a fault in one mapping into an error.
-type trap struct {
-	before bool // what SetPanicOnFault was
-	done   bool // nothing faulted
-	at     int  // where in the mapping it faulted
-}
-
-func (t *trap) begin() { t.before = debug.SetPanicOnFault(true) }
-
-// end must be deferred right after begin. It sets *err to ErrFault if a fault
-// in mem ended the function, and lets every other panic go on.
-func (t *trap) end(mem []byte, err *error) {
-	debug.SetPanicOnFault(t.before)
-	if t.done {
-		return
-	}
-	r := recover()
+// faultAt returns where in the mapping the fault was that r, from recover, came
+// of. It lets all other panics go on, and returns -1 for runtime.Goexit.
+func (a *attachment) faultAt(r any) int {
 	if r == nil {
-		return // runtime.Goexit
+		return -1
 	}
-	fault, ok := r.(interface{ Addr() uintptr }) // debug.SetPanicOnFault
-	if !ok {
-		panic(r)
+	if fault, ok := r.(interface{ Addr() uintptr }); ok { // debug.SetPanicOnFault
+		if at := raw.Index(a.mem, fault.Addr()); at >= 0 {
+			return at
+		}
 	}
-	if t.at = raw.Index(mem, fault.Addr()); t.at < 0 {
-		panic(r)
-	}
-	*err = ErrFault
+	panic(r)
 }
 
 // guard runs f, which may touch the mapping, and returns an ErrFault where that
@@ -53,12 +37,19 @@ func (a *attachment) guard(f func() error) error {
 }
 
 func (a *attachment) try(f func() error) (at int, err error) {
-	var t trap
-	t.begin()
-	defer func() { at = t.at }()
-	defer t.end(a.mem, &err)
+	before := debug.SetPanicOnFault(true)
+	done := false
+	defer func() {
+		debug.SetPanicOnFault(before)
+		if done {
+			return
+		}
+		if at = a.faultAt(recover()); at >= 0 {
+			err = ErrFault
+		}
+	}()
 	err = f()
-	t.done = true
+	done = true
 	return 0, err
 }
 

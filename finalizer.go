@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/shmkit/shm/internal/leaks"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // A Leak is a Segment that is open, or that was dropped without Close.
@@ -69,15 +70,25 @@ func warnOfLeak(l Leak) {
 // skip counts the functions between watch and the program, for the stack.
 func watch(a *attachment, skip int) *handle {
 	h := &handle{attachment: a, id: leaks.Track(a.name, int64(len(a.data)), skip+1)}
-	h.cleanup = runtime.AddCleanup(h, drop, dropped{a, h.id})
+	runtime.AddCleanup(h, drop, dropped{a, h.id})
+	a.keep()
 	return h
 }
 
-// unwatch ends the watch of a handle that is being closed.
-func (h *handle) unwatch() {
-	leaks.Forget(h.id)
-	h.cleanup.Stop()
-	runtime.KeepAlive(h) // or it could be found dropped before Stop is done
+// kept is how much address space is or will be kept until drop.
+var kept atomic.Int64
+
+// keep makes Close keep the addresses of the mapping, unless that would come to
+// too much until the collector runs. There is a limit to the number of mappings
+// as well (vm.max_map_count, 65,530), so a small one counts for more than it is.
+func (a *attachment) keep() {
+	n, most := max(int64(len(a.mem)), 8<<20), revocable()
+	if kept.Add(n) > most || raw.Race {
+		kept.Add(-n)
+		return
+	}
+	a.keeps = n
+	a.quick.Store(true)
 }
 
 type dropped struct {
@@ -86,17 +97,30 @@ type dropped struct {
 }
 
 // drop runs when a handle has become unreachable: nobody is using it, and
-// nobody is left to close it.
+// nobody is left to close it if that has not been done.
 func drop(d dropped) {
+	if d.gate.Closed() {
+		d.release()
+		return
+	}
 	leak := newLeak(leaks.Drop(d.id))
 	// A slice from Bytes may still be in use; it is no reference to the handle.
 	// The attachment then lasts as long as the process.
 	if !d.lent.Load() {
 		d.close()
+		d.release()
 	}
 	if f := leakHandler.Load(); f != nil {
 		(*f)(leak)
 	} else {
 		warnOfLeak(leak)
+	}
+}
+
+// release ends what keep began.
+func (a *attachment) release() {
+	if a.keeps > 0 {
+		munmap(a.mem)
+		kept.Add(-a.keeps)
 	}
 }

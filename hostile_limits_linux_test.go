@@ -4,6 +4,7 @@ package shm_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +29,7 @@ import (
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // privately runs the test again in a process that has a /dev/shm of its own,
@@ -124,6 +128,54 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestNoRoomForTwo has a block take so much memory that there is none for
+// another: to whoever wants to create it again it is there, not out of space.
+func TestNoRoomForTwo(t *testing.T) {
+	if !privately(t, "tmpfs", "size=8m") {
+		return
+	}
+	const name, size = "large", 5 << 20
+	for range rounds(100) {
+		type result struct {
+			seg     *shm.Segment
+			created bool
+			err     error
+		}
+		results := make(chan result, 4)
+		for range cap(results) {
+			go func() {
+				seg, created, err := shm.OpenOrCreate(name, size)
+				results <- result{seg, created, err}
+			}()
+		}
+		created := 0
+		var segs []*shm.Segment
+		for range cap(results) {
+			r := <-results
+			if r.err != nil {
+				t.Errorf("OpenOrCreate: %v", r.err)
+				continue
+			}
+			segs = append(segs, r.seg)
+			if r.created {
+				created++
+			}
+		}
+		if created != 1 {
+			t.Errorf("created %d times", created)
+		}
+		before := free(t)
+		wantErr(t, "Create", tryCreate(name, size), name, fs.ErrExist)
+		if after := free(t); after != before {
+			t.Errorf("%d pages and inodes are free, before it were %d", after, before)
+		}
+		for _, seg := range segs {
+			seg.Close()
+		}
+		mustBeFree(t, name)
+	}
+}
+
 // TestFullOfDead has blocks of killed processes fill the file system.
 func TestFullOfDead(t *testing.T) {
 	if !privately(t, "tmpfs", "size=1m") {
@@ -188,6 +240,16 @@ func TestSparseOnFull(t *testing.T) {
 		},
 		"ReadFrom":       func(seg *shm.Segment) (int64, error) { return seg.ReadFrom(bytes.NewReader(data)) },
 		"ReadFrom(file)": func(seg *shm.Segment) (int64, error) { file.Seek(0, io.SeekStart); return seg.ReadFrom(file) },
+		"ReadFrom(pipe)": func(seg *shm.Segment) (int64, error) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				return 0, err
+			}
+			defer r.Close()
+			defer w.Close()
+			w.Write(data)
+			return seg.ReadFrom(r)
+		},
 		"View": func(seg *shm.Segment) (int64, error) {
 			return 3 * page, seg.View(func(b []byte) error {
 				for i, c := range data { // copy goes in an order that depends on the processor
@@ -221,6 +283,13 @@ func TestSparseOnFull(t *testing.T) {
 			seg.Seek(0, io.SeekStart)
 			if n, err := seg.WriteTo(out); n != capacity || err != nil {
 				t.Errorf("WriteTo a file: %d, %v", n, err)
+			}
+			sum, want := sha256.New(), sha256.New()
+			seg.Seek(0, io.SeekStart)
+			seg.WriteTo(struct{ io.Writer }{want})
+			seg.Seek(0, io.SeekStart)
+			if n, err := seg.WriteTo(sum); n != capacity || err != nil || !bytes.Equal(sum.Sum(nil), want.Sum(nil)) {
+				t.Errorf("WriteTo a hash: %d, %v", n, err)
 			}
 			// With memory, it goes on.
 			remove()
@@ -461,6 +530,29 @@ func TestNoDescriptors(t *testing.T) {
 	mustBeFree(t, name)
 }
 
+// TestOneDescriptor has enough descriptors to read the directory but not to
+// look at a block: then nobody must be told that there are none.
+func TestOneDescriptor(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	seg := block(t, 100)
+	next, err := syscall.Dup(0) // the lowest that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(next)
+	restore := limit(t, syscall.RLIMIT_NOFILE, uint64(next)+1)
+	defer restore()
+	list, err := shm.List()
+	wantErr(t, "List", err, "", syscall.EMFILE)
+	if slices.ContainsFunc(list, func(i shm.Info) bool { return i.Name == seg.Name() }) {
+		t.Error("there were descriptors left")
+	}
+	_, err = shm.Reap()
+	wantErr(t, "Reap", err, "", syscall.EMFILE)
+}
+
 // TestNoAddressSpace has hardly any address space left.
 func TestNoAddressSpace(t *testing.T) {
 	if !limited(t) {
@@ -486,6 +578,67 @@ func TestNoAddressSpace(t *testing.T) {
 	}
 }
 
+// TestClosedAddressSpace has address space for one mapping of the block, and no
+// garbage collector that would come by.
+func TestClosedAddressSpace(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	const large = 1 << 30
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := number(strings.Fields(string(b))[0])
+	limit(t, syscall.RLIMIT_AS, uint64(pages)*4096+large+large/2)
+	debug.SetGCPercent(-1)
+	for range 10 {
+		if err := tryCreate("", large, shm.Sparse()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestManyClosed keeps more closed Segments than Close keeps addresses of.
+func TestManyClosed(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	seg := block(t, 100)
+	var closed []*shm.Segment
+	quick := 0
+	for range 10_000 {
+		peer, err := shm.Open(seg.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if shm.Quick(peer) {
+			quick++
+		}
+		if n, err := peer.WriteAt([]byte("x"), 0); n != 1 || err != nil {
+			t.Fatalf("WriteAt: %d, %v", n, err)
+		}
+		if err := peer.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := peer.ReadAt(make([]byte, 1), 0); n != 0 || !errors.Is(err, fs.ErrClosed) {
+			t.Fatalf("ReadAt after Close: %d, %v", n, err)
+		}
+		closed = append(closed, peer)
+	}
+	if quick == len(closed) || quick < 1000 && math.MaxInt > math.MaxInt32 && !raw.Race {
+		t.Errorf("%d of %d were quick", quick, len(closed))
+	}
+	runtime.KeepAlive(closed)
+	clear(closed)
+	for shm.Kept() > 64<<20 { // or the test runs into its timeout
+		runtime.GC()
+	}
+	if peer := attach(t, seg.Name()); shm.Quick(peer) != (quick > 0) {
+		t.Error("the collector has not helped")
+	}
+}
+
 // TestFileSizeLimit has files limited to less than a block. The signal that
 // comes with it is nothing to a Go program.
 func TestFileSizeLimit(t *testing.T) {
@@ -494,6 +647,15 @@ func TestFileSizeLimit(t *testing.T) {
 	}
 	seg := block(t, 4<<20)
 	name := seg.Name()
+	path := filepath.Join(t.TempDir(), "input")
+	if err := os.WriteFile(path, noise(1<<20-4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	input, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer input.Close()
 	restore := limit(t, syscall.RLIMIT_FSIZE, 1<<20)
 	defer restore()
 	for _, opts := range [][]shm.Option{nil, {shm.Sparse()}, {shm.Headerless()}} {
@@ -507,6 +669,17 @@ func TestFileSizeLimit(t *testing.T) {
 	peer := attach(t, name)
 	if n, err := peer.WriteAt([]byte("beyond"), 3<<20); n != 6 || err != nil {
 		t.Errorf("WriteAt: %d, %v", n, err)
+	}
+	want := noise(2 << 20)
+	if n, err := peer.WriteAt(want, 1<<19); n != len(want) || err != nil {
+		t.Errorf("WriteAt across the limit: %d, %v", n, err)
+	}
+	if got := content(t, peer)[1<<19:][:len(want)]; !bytes.Equal(got, want) {
+		t.Error("it is not what was written")
+	}
+	peer.Seek(1<<20-1, io.SeekStart)
+	if n, err := io.Copy(peer, input); n != 1<<20-4096 || err != nil {
+		t.Errorf("Copy across the limit: %d, %v", n, err)
 	}
 	everything(peer)
 	peer.Close()

@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -263,6 +264,36 @@ func TestInPlaceOfABlock(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRunningProgram has a program that is running in place of a block, which
+// nobody may open to write.
+func TestRunningProgram(t *testing.T) {
+	cat, err := os.ReadFile("/bin/cat")
+	if err != nil {
+		t.Skip(err)
+	}
+	name := plant(t, cat)
+	if err := os.Chmod(shmPath(name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(shmPath(name))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil { // mounted noexec
+		t.Skip(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	wantErr(t, "Open", tryOpen(name), name, shm.ErrNotSegment)
+	wantErr(t, "Create", tryCreate(name, 1), name, fs.ErrExist)
+	wantErr(t, "Unlink", shm.Unlink(name), name, shm.ErrNotSegment)
+	if _, err := shm.Reap(); err != nil {
+		t.Errorf("Reap: %v", err)
+	}
+	mustStay(t, name)
 }
 
 // TestOthersFIFO has a FIFO that its owner may unlink and not open.
@@ -998,6 +1029,42 @@ func TestSelfCopy(t *testing.T) {
 	}
 }
 
+// TestLongSelfCopy moves a part of a block over itself, into parts that have not
+// been written to before.
+func TestLongSelfCopy(t *testing.T) {
+	const to, n = 300_000, 400_000
+	seg, data := block(t, 1<<20), noise(to+n/2)
+	seg.WriteAt(data, 0)
+	want := append(data[:to:to], data[:n]...)
+	seg.View(func(b []byte) error {
+		if put, err := seg.WriteAt(b[:n], to); put != n || err != nil {
+			t.Errorf("WriteAt: %d, %v", put, err)
+		}
+		return nil
+	})
+	if !bytes.Equal(content(t, seg)[:to+n], want) {
+		t.Error("it is not what was there before")
+	}
+}
+
+// TestCutLong writes much to a block that has lost its end: what there is room
+// for is written, and the object does not grow again.
+func TestCutLong(t *testing.T) {
+	const left = 100_000
+	seg, data := block(t, 1<<20), noise(500_000)
+	head := os.Getpagesize()
+	if err := os.Truncate(shmPath(seg.Name()), int64(head+left)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := seg.WriteAt(data, 0); n != left || !errors.Is(err, shm.ErrFault) {
+		t.Errorf("WriteAt: %d, %v", n, err)
+	}
+	got, err := os.ReadFile(shmPath(seg.Name()))
+	if err != nil || !bytes.Equal(got[head:], data[:left]) {
+		t.Errorf("the object has %d bytes of data, %v", len(got)-head, err)
+	}
+}
+
 // TestLease has somebody hold a lease on a block, for which an open has to wait.
 func TestLease(t *testing.T) {
 	name := plant(t, image(t, 100))
@@ -1222,6 +1289,44 @@ func TestCloseStorm(t *testing.T) {
 			end.Close()
 		}
 	}
+}
+
+// TestRevoked looks at what Close leaves of the mapping: no memory, and no room
+// for another mapping until the Segment is out of reach.
+func TestRevoked(t *testing.T) {
+	seg := block(t, 1<<20)
+	if !shm.Quick(seg) {
+		t.Skip("Close leaves nothing on this system")
+	}
+	b := seg.Bytes()
+	err := seg.View(func([]byte) error {
+		err := seg.Close()
+		b[0] = 1 // View keeps all of it
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(maps), seg.Name()) {
+		t.Error("still mapped after Close")
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	for range 10 {
+		block(t, 1<<20)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("another mapping lies where the old one was")
+				}
+			}()
+			b[0]++
+		}()
+	}
+	runtime.KeepAlive(seg)
 }
 
 // TestUmask has the umask take all bits away, or none.

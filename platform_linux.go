@@ -23,6 +23,7 @@ const (
 
 	bornNamed = false // an object has no name before publish
 	namesStay = false // an object can be without its name, and the other way round
+	hasFile   = true  // bytes can be written to an object past its mapping
 )
 
 // headerLength is that of the headers of new blocks.
@@ -33,6 +34,7 @@ var headerLength = os.Getpagesize()
 type object struct {
 	fd       int
 	writable bool
+	dev, ino uint64 // from the first stat, which comes before anything else
 }
 
 // createObject makes an object of size bytes, all zero, that is gone when its
@@ -64,6 +66,7 @@ func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return err
 	}
+	o.dev, o.ino = uint64(st.Dev), st.Ino
 	if fs.FileMode(st.Mode).Perm() != perm { // the umask took bits away
 		if err := unix.Fchmod(o.fd, uint32(perm)); err != nil {
 			return err
@@ -125,8 +128,9 @@ func openObject(name string, write bool) (*object, error) {
 		return unix.Open(shmDir+name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 	switch {
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
-		// A symbolic link, a directory, a socket or a device without driver: open(2).
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ETXTBSY):
+		// A symbolic link, a directory, a socket or a device without driver, a
+		// program that is running: open(2).
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
@@ -147,6 +151,9 @@ func (o *object) stat() (objectInfo, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return objectInfo{}, errNotRegular
 	}
+	if o.ino == 0 {
+		o.dev, o.ino = uint64(st.Dev), st.Ino
+	}
 	return objectInfo{st.Size, fs.FileMode(st.Mode).Perm(), time.Unix(st.Mtim.Unix()), int(st.Uid)}, nil
 }
 
@@ -164,11 +171,7 @@ func (o *object) newborn() error { return nil }
 // about to become one, ready for its lanes. It returns errors.ErrUnsupported where the object is not on a tmpfs:
 // on network and user-space file systems two kernels can both grant one lock.
 func (o *object) lockable() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
-		return err
-	}
-	if tmpfsDevice.Load() == uint64(st.Dev) {
+	if tmpfsDevice.Load() == o.dev {
 		return nil
 	}
 	var sfs unix.Statfs_t
@@ -178,7 +181,7 @@ func (o *object) lockable() error {
 	if sfs.Type != unix.TMPFS_MAGIC {
 		return fmt.Errorf("%w: %s is not a tmpfs", errors.ErrUnsupported, shmDir)
 	}
-	tmpfsDevice.Store(uint64(st.Dev))
+	tmpfsDevice.Store(o.dev)
 	return nil
 }
 
@@ -204,15 +207,12 @@ func (o *object) publish(name string) error {
 // named reports whether name leads to this object. The number of an open inode
 // is not reused, so device and inode number decide.
 func (o *object) named(name string) (bool, error) {
-	var mine, there unix.Stat_t
-	if err := unix.Fstat(o.fd, &mine); err != nil {
-		return false, err
-	}
+	var there unix.Stat_t
 	err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &there, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	return err == nil && mine.Dev == there.Dev && mine.Ino == there.Ino, err
+	return err == nil && o.dev == uint64(there.Dev) && o.ino == there.Ino, err
 }
 
 // unlink takes the name away from the object, which it leads to.
@@ -292,6 +292,23 @@ func (o *object) readAt(p []byte, off int64) (int, error) {
 func (o *object) writeAt(p []byte, off int64) (int, error) {
 	n, err := retry(func() (int, error) { return unix.Pwrite(o.fd, p, off) })
 	return n, spaceErr(err)
+}
+
+// receive copies at most n bytes of the regular file fd to offset off. It
+// returns 0 bytes at the end of the file and where that cannot be done, and
+// errNotRegular for another descriptor. The position of o.fd is nobody else's.
+func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
+	if !regular(fd) {
+		return 0, errNotRegular
+	}
+	if _, err := unix.Seek(o.fd, off, io.SeekStart); err != nil {
+		return 0, nil
+	}
+	n, err := retry(func() (int, error) { return unix.Sendfile(o.fd, int(fd), nil, n) })
+	if err != nil {
+		n = 0
+	}
+	return n, nil
 }
 
 // punch gives back the memory of n bytes, which read as zero from then on.

@@ -6,11 +6,33 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/raw"
 )
+
+// revoke gives back the memory and the object under a mapping, but keeps its
+// addresses, where every access then faults, until munmap.
+func revoke(mem []byte) error {
+	_, err := unix.MmapPtr(-1, 0, raw.Pointer(mem), uintptr(len(mem)), unix.PROT_NONE,
+		unix.MAP_FIXED|unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	return err
+}
+
+// revocable returns how many bytes of address space may be kept from use until
+// the garbage collector runs: none where it is scarce, and otherwise an eighth
+// of the smallest that 64-bit systems give a process (39 bits).
+func revocable() int64 {
+	var limit unix.Rlimit
+	if math.MaxInt == math.MaxInt32 || unix.Getrlimit(unix.RLIMIT_AS, &limit) != nil || limit.Cur != unix.RLIM_INFINITY {
+		return 0
+	}
+	return 1 << 36
+}
 
 // spaceErr adds ErrNoSpace to the errors that mean it.
 func spaceErr(err error) error {
@@ -36,9 +58,10 @@ func retry(f func() (int, error)) (int, error) {
 // somebody else: a regular file, or a descriptor in non-blocking mode.
 func pollable(fd uintptr) bool {
 	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-	if err == nil && flags&unix.O_NONBLOCK != 0 {
-		return true
-	}
+	return err == nil && flags&unix.O_NONBLOCK != 0 || regular(fd)
+}
+
+func regular(fd uintptr) bool {
 	var st unix.Stat_t
 	return unix.Fstat(int(fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
 }
@@ -67,6 +90,8 @@ func writeFD(fd uintptr, p []byte) (int, error) {
 		return 0, ErrFault
 	case err != nil:
 		return 0, ioErr("write", err)
+	case n == 0: // a driver that takes nothing would have us try for ever
+		return 0, io.ErrShortWrite
 	}
 	return n, nil
 }

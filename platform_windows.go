@@ -29,6 +29,7 @@ const (
 	maxName   = 240 // measured: longer ones than about 250 fail with all suffixes
 	bornNamed = true
 	namesStay = true
+	hasFile   = false
 
 	headerLength = 4 << 10 // also where Windows gives memory out by 64 KiB
 
@@ -285,6 +286,12 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 	o.passedOn = true
 	return o.view[:length:length], nil
 }
+
+func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
+
+// revoke is not there yet: Close then waits for calls in progress.
+func revoke([]byte) error { return errors.ErrUnsupported }
+func revocable() int64    { return 0 }
 
 func munmap(mem []byte) {
 	windows.UnmapViewOfFile(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))

@@ -3,11 +3,18 @@ package shm
 import (
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"net"
+	"path"
 	"reflect"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/shmkit/shm/internal/raw"
@@ -18,6 +25,25 @@ import (
 // [fs.ErrInvalid] for a negative offset, [fs.ErrClosed], or [ErrFault] with the
 // number of bytes that could be copied.
 func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
+	if h := s.quickly(); h != nil && len(p) <= short && off >= 0 {
+		n, size := h.tryRead(p, off)
+		runtime.KeepAlive(h)
+		if n == len(p) {
+			return n, nil
+		}
+		if size >= 0 {
+			return n, io.EOF
+		}
+	}
+	return s.readGated(p, off)
+}
+
+// short is how many bytes are copied without passing the gate, because above it
+// that is a few hundredths of the time. It is bounded because a copy that Close
+// overtakes is given up half done, and one inside the gate is not.
+const short = 16 << 10
+
+func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 	h, token, err := s.enter("read")
 	if err != nil {
 		return 0, err
@@ -36,6 +62,17 @@ func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
 // Other errors are [ErrReadOnly], [fs.ErrInvalid] for a negative offset,
 // [fs.ErrClosed], and [ErrFault] with the number of bytes that could be copied.
 func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
+	if h := s.quickly(); h != nil && 0 < len(p) && len(p) <= short && off >= 0 && !h.readOnly {
+		ok := off <= int64(len(h.data)-len(p)) && h.tryWrite(p, off, 0, 0)
+		runtime.KeepAlive(h)
+		if ok {
+			return len(p), nil
+		}
+	}
+	return s.writeGated(p, off)
+}
+
+func (s *Segment) writeGated(p []byte, off int64) (n int, err error) {
 	h, token, err := s.enter("write")
 	if err != nil {
 		return 0, err
@@ -51,28 +88,30 @@ func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
 // Read implements [io.Reader], from the offset. Errors are those of
 // [Segment.ReadAt].
 func (s *Segment) Read(p []byte) (n int, err error) {
-	h, token, err := s.enter("read")
-	if err != nil {
-		return 0, err
+	if s == nil || s.h == nil {
+		return s.ReadAt(p, 0) // says so
 	}
-	defer h.leave(token)
-	n, err = h.readNext(p)
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	n, err = s.ReadAt(p, s.h.off)
+	s.h.off += int64(n)
 	if n > 0 && err == io.EOF {
 		err = nil // the next call finds it
 	}
-	return n, pathError("read", h.name, err)
+	return n, err
 }
 
 // Write implements [io.Writer], at the offset. Errors are those of
 // [Segment.WriteAt].
 func (s *Segment) Write(p []byte) (n int, err error) {
-	h, token, err := s.enter("write")
-	if err != nil {
-		return 0, err
+	if s == nil || s.h == nil {
+		return s.WriteAt(p, 0) // says so
 	}
-	defer h.leave(token)
-	n, err = h.writeNext(p)
-	return n, pathError("write", h.name, err)
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	n, err = s.WriteAt(p, s.h.off)
+	s.h.off += int64(n)
+	return n, err
 }
 
 // WriteString implements [io.StringWriter]; it is Write without a copy of s.
@@ -134,15 +173,18 @@ func (h *handle) seek(offset int64, whence int) (int64, error) {
 // on, until it reaches Size as it then is. [io.Copy] from a Segment comes here.
 //
 // A w that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn] is written
-// to straight from the block's memory; any other gets the bytes in pieces, from
-// a buffer, so that it need not be trusted with the memory itself. The block
-// can be closed while w blocks; WriteTo then returns [fs.ErrClosed].
+// to straight from the block's memory, and a hash of the standard library reads
+// that itself; any other gets the bytes in pieces, from a buffer, so that it need
+// not be trusted with the memory. The block can be closed while w blocks; WriteTo then returns [fs.ErrClosed].
 func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
 	if c := rawConn(w); c != nil {
 		n, err = s.writeToConn(c)
 		if !errors.Is(err, errNotPollable) {
 			return n, err
 		}
+	}
+	if isHash(w) {
+		return s.writeToHash(w)
 	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
@@ -201,6 +243,9 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 		n, err = s.readFromConn(c, limit)
 		if limited {
 			lr.N -= n
+			if errors.Is(err, ErrFull) {
+				lr.N-- // the byte that told that there are more
+			}
 		}
 		if !errors.Is(err, errNotPollable) {
 			return n, err
@@ -261,11 +306,7 @@ func rawConn(v any) syscall.RawConn {
 	if !ok {
 		return nil
 	}
-	t := reflect.TypeOf(v)
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	if p := t.PkgPath(); p != "os" && p != "net" {
+	if p := packageOf(v); p != "os" && p != "net" {
 		return nil
 	}
 	if c, ok := v.(net.Conn); ok {
@@ -281,6 +322,15 @@ func rawConn(v any) syscall.RawConn {
 	return c
 }
 
+// packageOf returns the import path of the package that v's type is from.
+func packageOf(v any) string {
+	t := reflect.TypeOf(v)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.PkgPath()
+}
+
 // mostAtOnce bounds one system call on a mapping, so that Size follows what is
 // read and nobody waits for the offset too long.
 const mostAtOnce = 1 << 20
@@ -289,17 +339,19 @@ const mostAtOnce = 1 << 20
 // unless it is negative. The waiting for bytes is done in RawConn.Read, between
 // calls of the function, so nothing of the Segment is held meanwhile.
 func (s *Segment) readFromConn(c syscall.RawConn, limit int64) (n int64, err error) {
+	var got int
+	var failure error
+	read := func(fd uintptr) bool {
+		most := int64(mostAtOnce)
+		if limit >= 0 {
+			most = min(most, limit-n)
+		}
+		got, failure = s.fill(fd, most)
+		return failure != errWouldBlock
+	}
 	for limit < 0 || n < limit {
-		var got int
-		var failure error
-		err := c.Read(func(fd uintptr) bool {
-			most := int64(mostAtOnce)
-			if limit >= 0 {
-				most = min(most, limit-n)
-			}
-			got, failure = s.fill(fd, most)
-			return failure != errWouldBlock
-		})
+		got, failure = 0, nil // read may not be called
+		err := c.Read(read)
 		n += int64(got)
 		switch {
 		case err != nil:
@@ -338,9 +390,11 @@ func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
 	if err := h.announce(h.off + int64(len(room))); err != nil {
 		return 0, pathError("write", h.name, err)
 	}
-	if n, err = readFD(fd, room); n > 0 {
+	if n, err = h.receive(fd, room); n > 0 {
 		h.off += int64(n)
-		err = h.publishSize(h.off)
+		if unpublished := h.publishSize(h.off); err == nil {
+			err = unpublished
+		}
 	}
 	if errors.Is(err, ErrFault) {
 		err = pathError("write", h.name, h.faultReason(int64(h.layout.headerSize)+h.off))
@@ -348,15 +402,77 @@ func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
 	return n, err
 }
 
+// receive reads from fd into room, the part of the data at the offset, by the
+// road that is faster; see fresh.
+func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
+	end := h.off + int64(len(room))
+	if !h.fresh(end) || !h.reaches(end) {
+		return readFD(fd, room)
+	}
+	if n, err = h.obj.receive(fd, int64(h.layout.headerSize)+h.off, len(room)); n > 0 {
+		h.warm(h.off + int64(n))
+		return n, nil
+	}
+	if err == nil { // it is a file, but that failed or found the end
+		return readFD(fd, room)
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	got, err := readFD(fd, (*buf)[:min(len(*buf), len(room))])
+	if got == 0 {
+		return 0, err
+	}
+	return h.writeAt((*buf)[:got], h.off)
+}
+
+// fresh reports whether a long write up to end goes by the file and not by the
+// mapping. The first write to a page costs a page fault in the mapping, which is
+// half of the time, and none by the file; any later write is three times faster
+// in the mapping. So each goes by the file that goes beyond where a long one,
+// or Prefault, has been before.
+func (a *attachment) fresh(end int64) bool { return hasFile && uint64(end) > a.warmed.Load() }
+
+func (a *attachment) warm(end int64) { raise(&a.warmed, uint64(end)) }
+
+// reaches reports whether the object has all bytes of the data up to end, which
+// a write by the file would otherwise add.
+func (a *attachment) reaches(end int64) bool {
+	info, err := a.obj.stat()
+	return err == nil && info.size >= int64(a.layout.headerSize)+end
+}
+
+// writeFresh writes by the file, and returns how far it came and the size that
+// the block had before.
+func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
+	end := off + int64(len(p))
+	if raw.Within(p, a.mem) || !a.reaches(end) || a.announce(end) != nil {
+		return 0, 0
+	}
+	if before, err := a.size(); err == nil {
+		size = uint64(before)
+	}
+	for n < len(p) {
+		put, err := a.obj.writeAt(p[n:], int64(a.layout.headerSize)+off+int64(n))
+		if put <= 0 || err != nil {
+			break
+		}
+		n += put
+	}
+	a.warm(off + int64(n))
+	return n, size
+}
+
 // writeToConn writes from the mapping to the descriptor, as readFromConn reads.
 func (s *Segment) writeToConn(c syscall.RawConn) (n int64, err error) {
+	var put int
+	var failure error
+	write := func(fd uintptr) bool {
+		put, failure = s.drain(fd)
+		return failure != errWouldBlock
+	}
 	for {
-		var put int
-		var failure error
-		err := c.Write(func(fd uintptr) bool {
-			put, failure = s.drain(fd)
-			return failure != errWouldBlock
-		})
+		put, failure = 0, nil // write may not be called
+		err := c.Write(write)
 		n += int64(put)
 		switch {
 		case err != nil:
@@ -381,31 +497,102 @@ func (s *Segment) drain(fd uintptr) (n int, err error) {
 	if !pollable(fd) {
 		return 0, errNotPollable
 	}
-	size, err := h.size()
+	part, err := h.next()
 	if err != nil {
-		return 0, pathError("read", h.name, err)
+		return 0, err
 	}
-	if h.off >= size {
-		return 0, io.EOF
-	}
-	part := h.data[h.off:min(size, h.off+mostAtOnce)]
-	n, err = writeFD(fd, part)
-	if errors.Is(err, ErrFault) {
-		n, err = h.drainAround(fd, part)
+	write := func(p []byte) (int, error) { return writeFD(fd, p) }
+	if n, err = write(part); errors.Is(err, ErrFault) {
+		n, err = h.aroundMapping(part, write)
 	}
 	h.off += int64(n)
 	return n, err
 }
 
-// drainAround is drain for bytes that faulted; see readAround.
-func (h *handle) drainAround(fd uintptr, part []byte) (int, error) {
+// next returns bytes from the offset on, io.EOF meaning that there are none.
+func (h *handle) next() ([]byte, error) {
+	size, err := h.size()
+	if err != nil {
+		return nil, pathError("read", h.name, err)
+	}
+	if h.off >= size {
+		return nil, io.EOF
+	}
+	return h.data[h.off:min(size, h.off+mostAtOnce)], nil
+}
+
+// isHash reports whether w is a hash of the standard library that is known to
+// leave the bytes alone and not to keep them.
+func isHash(w io.Writer) bool {
+	if _, ok := w.(hash.Hash); !ok {
+		return false
+	}
+	dir, name := path.Split(packageOf(w))
+	return (strings.HasPrefix(dir, "hash/") || strings.HasPrefix(dir, "crypto/")) &&
+		slices.Contains([]string{"adler32", "crc32", "crc64", "fnv", "maphash", "md5", "sha1", "sha256", "sha3", "sha512"}, name)
+}
+
+// writeToHash has w read from the mapping.
+func (s *Segment) writeToHash(w io.Writer) (n int64, err error) {
+	for {
+		got, err := s.hashNext(w)
+		n += int64(got)
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// hashNext has w read bytes from the offset on, io.EOF meaning that there are none.
+func (s *Segment) hashNext(w io.Writer) (n int, err error) {
+	h, token, err := s.enter("read")
+	if err != nil {
+		return 0, err
+	}
+	defer h.leave(token)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	part, err := h.next()
+	if err != nil {
+		return 0, err
+	}
+	// A fault in the middle of Write would spoil the hash. So all pages are
+	// looked at before; one that is lost after that ends it with ErrFault.
+	err = h.guard(func() error { return touch(part) })
+	if err != nil {
+		n, err = h.aroundMapping(part, w.Write)
+	} else if err = h.guard(func() error { n, err = w.Write(part); return err }); err != nil {
+		err = pathError("read", h.name, err)
+	}
+	h.off += int64(n)
+	return n, err
+}
+
+// touch reads a byte of every page of p.
+func touch(p []byte) error {
+	var sum byte
+	for i := 0; i < len(p); i += minHeaderSize { // which no page is smaller than
+		sum += p[i]
+	}
+	sum += p[len(p)-1]
+	touched.Store(uint32(sum))
+	return nil
+}
+
+var touched atomic.Uint32 // or the compiler would leave out the reading
+
+// aroundMapping writes bytes of part, which faulted; see readAround.
+func (h *handle) aroundMapping(part []byte, write func([]byte) (int, error)) (int, error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	got, err := h.readAround((*buf)[:min(len(*buf), len(part))], h.off)
 	if got == 0 {
 		return 0, pathError("read", h.name, err)
 	}
-	return writeFD(fd, (*buf)[:got])
+	return write((*buf)[:got])
 }
 
 // unread takes the offset back by n bytes that were read and not delivered.
@@ -418,22 +605,6 @@ func (s *Segment) unread(n int) {
 	}
 }
 
-func (h *handle) readNext(p []byte) (n int, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n, err = h.readAt(p, h.off)
-	h.off += int64(n)
-	return n, err
-}
-
-func (h *handle) writeNext(p []byte) (n int, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	n, err = h.writeAt(p, h.off)
-	h.off += int64(n)
-	return n, err
-}
-
 // readAt is what all reading comes down to. One trap covers the header and the
 // data, because setting it is what a short read costs most after the gate.
 func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
@@ -443,32 +614,37 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, size, err := a.tryRead(p, off)
-	if err == ErrFault {
-		if size < 0 { // it was the header
-			return 0, a.faultReason(0)
+	n, size := a.tryRead(p, off)
+	if size < 0 {
+		if size, err = a.size(); err != nil {
+			return 0, err // it was the header
 		}
-		if n, err = a.readAround(p[:min(int64(len(p)), size-off)], off); err == nil && n < len(p) {
-			err = io.EOF
-		}
+		n, err = a.readAround(p[:max(min(int64(len(p)), size-off), 0)], off)
+	}
+	if err == nil && n < len(p) {
+		err = io.EOF
 	}
 	return n, err
 }
 
-func (a *attachment) tryRead(p []byte, off int64) (n int, size int64, err error) {
-	size = -1
-	var t trap
-	t.begin()
-	defer t.end(a.mem, &err)
+// tryRead returns how many bytes it has copied and the size of the block, or a
+// negative size if there was a fault.
+func (a *attachment) tryRead(p []byte, off int64) (n int, size int64) {
+	before := debug.SetPanicOnFault(true)
+	done := false
+	defer func() {
+		debug.SetPanicOnFault(before)
+		if !done {
+			a.faultAt(recover())
+			n, size = 0, -1
+		}
+	}()
 	size = a.loadSize()
 	if off < size {
 		n = copy(p, a.data[off:size])
 	}
-	if n < len(p) {
-		err = io.EOF
-	}
-	t.done = true
-	return n, size, err
+	done = true
+	return n, size
 }
 
 // writeAt is what all writing comes down to.
@@ -489,8 +665,13 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 			return 0, err
 		}
 	}
-	if fault := a.tryWrite(room, p, off); fault != nil {
-		n, fault = a.writeAround(p, off)
+	var size uint64
+	if len(p) > short && a.fresh(off+int64(len(p))) {
+		n, size = a.writeFresh(p, off)
+	}
+	if !a.tryWrite(p, off, n, size) {
+		put, fault := a.writeAround(p[n:], off+int64(n))
+		n += put
 		if n > 0 {
 			a.publishSize(off + int64(n))
 		}
@@ -501,20 +682,42 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 	return len(p), err
 }
 
-func (a *attachment) tryWrite(room, p []byte, off int64) (err error) {
-	var t trap
-	t.begin()
-	defer t.end(a.mem, &err)
-	end := uint64(off) + uint64(len(p))
-	if !a.raw {
-		raise(header(a.mem).written(), end)
+// tryWrite copies p, which fits, and reports whether there was no fault. The
+// first n bytes are there already, since the block had the size given.
+func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done bool) {
+	before := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(before)
+		if !done {
+			a.faultAt(recover())
+		}
+	}()
+	room := a.data[off:]
+	if a.raw {
+		copy(room[n:], p[n:])
+		return true
 	}
-	copy(room, p)
-	if !a.raw {
-		raise(header(a.mem).size(), end)
+	h, end := header(a.mem), uint64(off)+uint64(len(p))
+	if n == 0 {
+		raise(h.written(), end)
+		size = h.size().Load()
 	}
-	t.done = true
-	return nil
+	// A truncation at the same time may clear what was copied. It has then
+	// lowered size, or will find it raised and begin again. So size is raised
+	// only from what it was all the time, unless it is lowered again and again.
+	for range 100 {
+		copy(room[n:], p[n:])
+		now := h.size().Load()
+		for now >= size && now < end && !h.size().CompareAndSwap(now, end) {
+			now = h.size().Load()
+		}
+		if now >= size {
+			return true
+		}
+		size, n = now, 0
+	}
+	raise(h.size(), end)
+	return true
 }
 
 // announce notes that bytes below end are about to be written.

@@ -4,9 +4,20 @@ import (
 	"archive/zip"
 	"bufio"
 	"bytes"
+	"crypto/hmac"
+	"crypto/md5"
+	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/sha3"
+	"crypto/sha512"
 	"errors"
 	"fmt"
+	"hash"
+	"hash/adler32"
+	"hash/crc32"
+	"hash/crc64"
+	"hash/fnv"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"math"
@@ -19,6 +30,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/iotest"
@@ -280,15 +292,18 @@ func TestReadFrom(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) {
-				want := noise(n)
 				seg := filled(t, capacity, []byte("head"))
-				seg.Truncate(0)
-				got, err := io.Copy(seg, source(t, want))
-				if got != int64(n) || err != nil || seg.Size() != int64(n) || !bytes.Equal(content(t, seg), want) {
-					t.Errorf("copied %d bytes, %v, size %d", got, err, seg.Size())
-				}
-				if off, _ := seg.Seek(0, io.SeekCurrent); off != int64(n) {
-					t.Errorf("offset %d", off)
+				for _, state := range []string{"fresh", "warm"} {
+					want := noise(n)
+					seg.Truncate(0)
+					seg.Seek(0, io.SeekStart)
+					got, err := io.Copy(seg, source(t, want))
+					if got != int64(n) || err != nil || seg.Size() != int64(n) || !bytes.Equal(content(t, seg), want) {
+						t.Errorf("%s: copied %d bytes, %v, size %d", state, got, err, seg.Size())
+					}
+					if off, _ := seg.Seek(0, io.SeekCurrent); off != int64(n) {
+						t.Errorf("%s: offset %d", state, off)
+					}
 				}
 			})
 		}
@@ -311,6 +326,28 @@ func TestReadFrom(t *testing.T) {
 			}
 			if got, err := io.CopyN(seg, src, 400); got != 100 || err != io.EOF || !bytes.Equal(content(t, seg), want) {
 				t.Errorf("CopyN at the end: %d, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestLimitedReaderCount has N of a LimitedReader go down by all that was taken
+// from what it reads, also by what the block then had no room for: who frames
+// messages by it goes on reading at the right place.
+func TestLimitedReaderCount(t *testing.T) {
+	for name, source := range sources {
+		t.Run(name, func(t *testing.T) {
+			want := noise(1000)
+			src := source(t, want)
+			seg := filled(t, 300, nil)
+			lr := &io.LimitedReader{R: src, N: 600}
+			if n, err := seg.ReadFrom(lr); n != 300 || !errors.Is(err, shm.ErrFull) {
+				t.Fatalf("ReadFrom: %d, %v", n, err)
+			}
+			taken := 600 - lr.N
+			rest, err := io.ReadAll(src)
+			if err != nil || taken < 300 || !bytes.Equal(rest, want[taken:]) {
+				t.Errorf("N says that %d bytes were taken; %d of 1000 are left, %v", taken, len(rest), err)
 			}
 		})
 	}
@@ -491,6 +528,42 @@ func TestWriteTo(t *testing.T) {
 	}
 }
 
+// myHash is a hash that nothing is known of.
+type myHash struct{ hash.Hash }
+
+// TestHash hashes a block, by the hashes that are shown the memory itself and by
+// those that are not.
+func TestHash(t *testing.T) {
+	const size = 2<<20 + 5
+	want := noise(size)
+	seg := filled(t, size, want)
+	for _, tt := range []struct {
+		h        hash.Hash
+		straight bool
+	}{
+		{sha256.New(), true}, {sha256.New224(), true}, {sha512.New(), true}, {sha1.New(), true}, {sha3.New256(), true},
+		{md5.New(), true}, {crc32.NewIEEE(), true}, {crc64.New(crc64.MakeTable(crc64.ISO)), true},
+		{adler32.New(), true}, {fnv.New64a(), true}, {new(maphash.Hash), true},
+		{hmac.New(func() hash.Hash { return myHash{sha256.New()} }, []byte("key")), false}, {myHash{sha256.New()}, false},
+	} {
+		what := fmt.Sprintf("%T", tt.h)
+		if shm.Hash(tt.h) != tt.straight {
+			t.Errorf("%s is shown the memory: %v", what, !tt.straight)
+		}
+		tt.h.Write(want[3:])
+		sum := tt.h.Sum(nil)
+		tt.h.Reset()
+		seg.Seek(3, io.SeekStart)
+		n, err := io.Copy(tt.h, seg)
+		if n != size-3 || err != nil || !bytes.Equal(tt.h.Sum(nil), sum) {
+			t.Errorf("%s: %d bytes, %v, or another sum", what, n, err)
+		}
+		if off, _ := seg.Seek(0, io.SeekCurrent); off != size {
+			t.Errorf("%s: offset %d", what, off)
+		}
+	}
+}
+
 type badWriter struct {
 	n   int
 	err error
@@ -567,6 +640,94 @@ func TestConcurrentWriters(t *testing.T) {
 	all.Wait()
 	if !bytes.Equal(content(t, seg), want) {
 		t.Error("bytes lost")
+	}
+}
+
+// meet returns when two goroutines have called it.
+func meet(a *atomic.Int32) {
+	for a.Add(1); a.Load() < 2; {
+		runtime.Gosched()
+	}
+}
+
+// TestSizeNeverFalls has two goroutines raise Size at once: neither must put it
+// back to less than the other has raised it to.
+func TestSizeNeverFalls(t *testing.T) {
+	const steps = 1 << 14
+	seg := filled(t, 2*steps, nil)
+	var ready, done [steps]atomic.Int32
+	var all sync.WaitGroup
+	for first := range int64(2) {
+		all.Go(func() {
+			for i := range int64(steps) {
+				meet(&ready[i])
+				seg.WriteAt([]byte{1}, 2*i+first)
+				meet(&done[i])
+				if size := seg.Size(); size < 2*i+2 {
+					t.Errorf("Size is %d after writes at %d and %d", size, 2*i, 2*i+1)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestTruncateAgainstWrite has a goroutine write to a block that another one
+// cuts off. Whichever comes first, a Size that says that what was written last
+// is there must not lie.
+func TestTruncateAgainstWrite(t *testing.T) {
+	const size, cut = 1 << 16, 1 << 14
+	steps := rounds(1 << 10)
+	a, x := bytes.Repeat([]byte("a"), size), bytes.Repeat([]byte("x"), size)
+	for name, at := range map[string]int64{"overwrite": 0, "append": size} {
+		t.Run(name, func(t *testing.T) {
+			seg := block(t, 2*size)
+			ready, done := make([]atomic.Int32, steps), make([]atomic.Int32, steps)
+			var all sync.WaitGroup
+			all.Go(func() {
+				for i := range steps {
+					meet(&ready[i])
+					seg.WriteAt(x, at)
+					meet(&done[i])
+				}
+			})
+			bad := 0
+			for i := range steps {
+				seg.Truncate(0)
+				seg.WriteAt(a, 0)
+				meet(&ready[i])
+				for range rand.IntN(1 << 13) { // so that they meet at every point
+					seg.Cap()
+				}
+				if err := seg.Truncate(cut); err != nil {
+					t.Error(err)
+				}
+				meet(&done[i])
+				got := content(t, seg)
+				switch int64(len(got)) {
+				case cut:
+				case at + size:
+					if !bytes.Equal(got[at:], x) {
+						bad++
+					}
+				default:
+					bad++
+				}
+				if at == size && i%8 == 0 { // no byte that was cut off is left, nor half of what was appended
+					seg.Truncate(2 * size)
+					if cuts := content(t, seg)[cut:size]; bytes.IndexByte(cuts, 'a') >= 0 {
+						bad++
+					}
+					if len(got) == cut && bytes.IndexByte(content(t, seg)[size:], 'x') >= 0 {
+						bad++
+					}
+				}
+			}
+			all.Wait()
+			if bad > 0 {
+				t.Errorf("wrong in %d of %d steps", bad, steps)
+			}
+		})
 	}
 }
 

@@ -53,8 +53,9 @@
 //
 // All functions and methods are safe for concurrent use. Read, Write, Seek and
 // the methods that build on them share one offset; ReadAt and WriteAt have none.
-// Close takes effect at once while other calls are in progress: they finish on
-// memory that is still valid, and calls that begin later return [fs.ErrClosed].
+// Close takes effect at once while other calls are in progress. They finish, or
+// return [fs.ErrClosed] if it overtakes them; a write may then have stored some
+// of its bytes. Calls that begin later return fs.ErrClosed.
 //
 // Bytes are copied without any lock. A reader that looks while another
 // goroutine or process writes the same range can see part of the old and part
@@ -84,12 +85,14 @@ import (
 	"io/fs"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/shmkit/shm/internal/gate"
+	"github.com/shmkit/shm/internal/leaks"
 )
 
 // A Segment is an attachment to a block. It implements [io.Reader], [io.Writer],
@@ -111,8 +114,7 @@ type handle struct {
 	mu  sync.Mutex // guards off
 	off int64
 
-	id      uint64 // in the register of leaks
-	cleanup runtime.Cleanup
+	id uint64 // in the register of leaks
 }
 
 // attachment is an object that this process has open and mapped, and takes part
@@ -126,8 +128,12 @@ type attachment struct {
 	raw      bool   // without header
 	readOnly bool
 
-	gate gate.Gate   // keeps mem and obj while calls use them
-	lent atomic.Bool // Bytes has been called
+	gate  gate.Gate   // keeps mem and obj while calls use them
+	quick atomic.Bool // short copies need not pass the gate; see quickly
+	lent  atomic.Bool // Bytes has been called
+	keeps int64       // address space that is kept until drop
+
+	warmed atomic.Uint64 // where in the data long writes have come to; see fresh
 
 	life    sync.Mutex // held by whoever holds the mutex lane through obj
 	counted bool       // part of the count in the header; set by attach
@@ -179,6 +185,8 @@ func Open(name string, opts ...Option) (*Segment, error) {
 //
 // Errors and options are those of [Create] and of [Open]. [fs.ErrExist] is a
 // dead block that this process may not remove, because it is another user's.
+// [ErrNoSpace] comes after about two seconds: until then the memory can be what
+// another process is creating the block with.
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
 	if err != nil {
@@ -204,8 +212,9 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 				return err
 			}
 		}
-		if a, err = create(name, size, opts); errors.Is(err, fs.ErrExist) {
-			return again{err} // created by another process in the meantime
+		a, err = create(name, size, opts)
+		if name != "" && (errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace)) {
+			return again{err} // created by another process in the meantime, or about to be
 		}
 		created = err == nil
 		return err
@@ -232,9 +241,15 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 		return nil, fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
 	}
 	firstReap()
+	if !unique && taken(name) { // no memory need be found for nothing
+		return nil, fs.ErrExist
+	}
 	a, err := newBlock(name, size, c)
 	for unique && errors.Is(err, fs.ErrExist) {
 		a, err = newBlock(uniqueName(), size, c)
+	}
+	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
+		err = fs.ErrExist // somebody was faster, and has the memory
 	}
 	return a, err
 }
@@ -308,6 +323,13 @@ func prepare(name string, size int64, c config) (*attachment, error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// taken reports whether a block that is in use or Persistent has the name. A
+// dead one loses it.
+func taken(name string) bool {
+	reaped, err := reap(name)
+	return !reaped && err == nil
 }
 
 func open(name string, opts []Option) (a *attachment, err error) {
@@ -405,6 +427,9 @@ func (a *attachment) mmap(length, writable int, c config) error {
 		return err
 	}
 	a.mem, a.data = mem, mem[a.layout.headerSize:]
+	if c.has(optPrefault) {
+		a.warm(int64(len(a.data)))
+	}
 	a.gate.Init(a.free)
 	return nil
 }
@@ -417,7 +442,10 @@ func (a *attachment) discard() {
 
 // free gives back what an attachment without locks has of the system.
 func (a *attachment) free() {
-	if a.mem != nil {
+	switch {
+	case a.keeps > 0:
+		revoke(a.mem) // or else the memory stays until drop
+	case a.mem != nil:
 		munmap(a.mem)
 	}
 	a.obj.close()
@@ -429,11 +457,25 @@ func (a *attachment) close() bool {
 	if !a.gate.Close() {
 		return false
 	}
+	a.quick.Store(false)
 	if !a.raw {
 		a.detach()
 	}
 	a.gate.Release()
 	return true
+}
+
+// quickly returns the handle to a call that only copies a few bytes, if that may
+// use the memory without passing the gate. Close then takes the memory away in
+// the middle of the call, but not its addresses: the call gets a fault, which
+// costs nothing to look out for as all access to the memory must, and then
+// finds the gate closed. The addresses are kept until drop, which comes when
+// the handle is unreachable: a call must keep it alive.
+func (s *Segment) quickly() *handle {
+	if s == nil || s.h == nil || !s.h.quick.Load() {
+		return nil
+	}
+	return s.h
 }
 
 // enter begins a call that uses the attachment; leave ends it.
@@ -468,7 +510,8 @@ func (s *Segment) Close() error {
 	if !s.h.close() {
 		return pathError("close", s.h.name, fs.ErrClosed)
 	}
-	s.h.unwatch()
+	leaks.Forget(s.h.id)
+	runtime.KeepAlive(s.h) // for drop must come last
 	return nil
 }
 
@@ -490,6 +533,13 @@ func (s *Segment) Cap() int64 {
 
 // Size returns how many bytes the block holds, 0 if the Segment is closed.
 func (s *Segment) Size() int64 {
+	if h := s.quickly(); h != nil {
+		_, size := h.tryRead(nil, 0)
+		runtime.KeepAlive(h)
+		if size >= 0 {
+			return size
+		}
+	}
 	h, token, err := s.enter("size")
 	if err != nil {
 		return 0
@@ -541,8 +591,9 @@ func (s *Segment) Refs() int {
 //
 // The error is [fs.ErrInvalid] for another n, [ErrReadOnly], [ErrFault],
 // [fs.ErrClosed], [errors.ErrUnsupported] for a Headerless block, or [ErrBusy]
-// if others keep changing Size for two seconds. Of bytes that are written at
-// the same time beyond n, some may be left.
+// if others keep changing Size for two seconds. Of bytes below the old Size
+// that are written at the same time beyond n, some may be left, and what
+// ReadFrom, View or Bytes puts there may be cleared.
 func (s *Segment) Truncate(n int64) error {
 	h, token, err := s.enter("truncate")
 	if err != nil {
@@ -736,23 +787,39 @@ func unlink(name string, only *object) error {
 }
 
 // List returns the blocks there are, Headerless ones included, in no order.
-// Those that this process may not read are left out, and so is what has a name
-// that no block can have. It takes no locks and disturbs nobody.
+// Those that this process may not read or that have a damaged header are left
+// out, and so is what has a name that no block can have. It takes no locks and
+// disturbs nobody. With an error, such as syscall.EMFILE, it returns those
+// blocks that it could look at.
 func List() ([]Info, error) {
 	var list []Info
+	var failed error
 	err := listObjects(func(name string) bool {
-		if info, err := inspect(name); err == nil {
+		info, err := inspect(name)
+		if err == nil {
 			list = append(list, info)
+		} else if !aboutBlock(err) {
+			failed = err
 		}
 		return true
 	})
-	return list, pathError("list", "", err)
+	return list, pathError("list", "", cmp.Or(err, failed))
+}
+
+// aboutBlock reports whether err says something of one block alone. Any other
+// means that this process cannot look at blocks, and so not that there are none.
+func aboutBlock(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,
+		ErrNotSegment, ErrCorrupt, ErrVersion, ErrBusy,
+	}, func(target error) bool { return errors.Is(err, target) })
 }
 
 // Reap unlinks all blocks that nobody is attached to and that are not
 // Persistent, as far as this process may, and returns their names. Such blocks
 // are what killed processes leave behind. Create does the same by itself when
 // memory runs out, and for about 10 milliseconds the first time it is called.
+// With an error, such as syscall.EMFILE, it returns those it could unlink.
 func Reap() (names []string, err error) {
 	names, err = reapUntil(time.Time{})
 	return names, pathError("reap", "", err)
@@ -762,15 +829,19 @@ func reapUntil(end time.Time) (names []string, err error) {
 	if namesStay { // with their objects, and go with them: nobody leaves a dead block
 		return nil, nil
 	}
+	var failed error
 	err = listObjects(func(name string) bool {
 		if _, err := checkName(name); err == nil {
-			if reaped, _ := reap(name); reaped {
+			reaped, err := reap(name)
+			if reaped {
 				names = append(names, name)
+			} else if err != nil && !aboutBlock(err) {
+				failed = err
 			}
 		}
 		return end.IsZero() || time.Now().Before(end)
 	})
-	return names, err
+	return names, cmp.Or(err, failed)
 }
 
 // firstReap cleans up after those who were killed, once in a process.

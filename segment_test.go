@@ -330,6 +330,10 @@ func TestReadOnly(t *testing.T) {
 	if string(ro.Bytes()[:4]) != "seen" {
 		t.Error("what is written is not seen")
 	}
+	raw := block(t, 100, shm.Headerless())
+	for _, s := range []*shm.Segment{ro, attach(t, raw.Name(), shm.Headerless(), shm.ReadOnly())} {
+		mustFail(t, s.View(func(b []byte) error { b[99] = 1; return nil }), s.Name(), shm.ErrFault)
+	}
 	seg.Close()
 	ro.Close()
 	mustNotExist(t, seg.Name())
@@ -380,6 +384,47 @@ func TestTruncate(t *testing.T) {
 			}
 			for _, n := range []int64{-1, size + 1, math.MaxInt64, math.MinInt64} {
 				mustFail(t, seg.Truncate(n), seg.Name(), fs.ErrInvalid)
+			}
+		})
+	}
+}
+
+// TestCutOffBytes has bytes that came in by any way there is cut off: they must
+// not come back.
+func TestCutOffBytes(t *testing.T) {
+	const size = 10000
+	x := strings.Repeat("x", size)
+	fill := map[string]func(t *testing.T, seg *shm.Segment) error{
+		"Write":       func(_ *testing.T, seg *shm.Segment) error { return second(seg.Write([]byte(x))) },
+		"WriteAt":     func(_ *testing.T, seg *shm.Segment) error { return second(seg.WriteAt([]byte(x), 0)) },
+		"WriteString": func(_ *testing.T, seg *shm.Segment) error { return second(seg.WriteString(x)) },
+		"WriteByte": func(_ *testing.T, seg *shm.Segment) error {
+			seg.Seek(size-1, io.SeekStart)
+			return seg.WriteByte('x')
+		},
+		"View": func(_ *testing.T, seg *shm.Segment) error {
+			return seg.View(func(b []byte) error { copy(b, x); return nil })
+		},
+		"Bytes": func(_ *testing.T, seg *shm.Segment) error { copy(seg.Bytes(), x); return nil },
+	}
+	for name, source := range sources {
+		if name != "one byte" {
+			fill["ReadFrom/"+name] = func(t *testing.T, seg *shm.Segment) error {
+				return second(seg.ReadFrom(source(t, []byte(x))))
+			}
+		}
+	}
+	for what, f := range fill {
+		t.Run(what, func(t *testing.T) {
+			seg := block(t, size)
+			if err := f(t, seg); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(seg.Truncate(0), seg.Truncate(size)); err != nil {
+				t.Fatal(err)
+			}
+			if i := slices.Index(content(t, seg), 'x'); i >= 0 {
+				t.Errorf("byte %d has come back", i)
 			}
 		})
 	}

@@ -156,6 +156,26 @@ func TestHoldUntilSignal(t *testing.T) {
 	}
 }
 
+// TestIgnoredSignals starts the command as nohup does, and as a shell starts
+// what is to run in the background: SIGHUP and SIGINT are not for it, nor for
+// what it runs.
+func TestIgnoredSignals(t *testing.T) {
+	skipUnsupported(t)
+	const ignoring = `trap "" HUP INT; exec "$@"`
+	name := newName(t)
+	put := startCommand(t, exec.Command("sh", "-c", ignoring, "sh", "shm", "put", name))
+	put.write(make([]byte, 1<<20)) // more than a pipe holds: put has begun
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
+		put.Process.Signal(sig)
+	}
+	put.expectStatus(128 + int(syscall.SIGTERM))
+
+	hold := startCommand(t, exec.Command("sh", "-c", ignoring, "sh", "shm", "hold", name, "--size", "64KiB", "--",
+		"sh", "-c", "kill -HUP $$; kill -INT $$; echo alive"))
+	hold.expect("alive")
+	hold.expectStatus(0)
+}
+
 func TestPutHold(t *testing.T) {
 	name := newName(t)
 	put := start(t, "put", "--hold", name)
@@ -289,7 +309,12 @@ type process struct {
 
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{Cmd: exec.Command("shm", args...), t: t}
+	return startCommand(t, exec.Command("shm", args...))
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{Cmd: cmd, t: t}
 	p.Stderr = &p.stderr
 	in, err := p.StdinPipe()
 	if err != nil {

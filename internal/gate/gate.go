@@ -16,8 +16,8 @@ import (
 //
 // All methods are safe for concurrent use.
 type Gate struct {
-	state   atomic.Uint32 // open, closed, released, freed: only ever grows
-	stripes []stripe
+	state   atomic.Uint32            // open, closed, released, freed: only ever grows
+	stripes atomic.Pointer[[]stripe] // nil until somebody has come to Enter
 	free    func()
 }
 
@@ -35,15 +35,19 @@ type stripe struct {
 
 // Init makes g ready; free is called exactly once, after Release and after the
 // last operation has left, by whichever of them comes last.
-func (g *Gate) Init(free func()) {
-	// Two goroutines that meet on one stripe slow each other down for as long as
-	// they live, so there are many more stripes than goroutines that can run.
+func (g *Gate) Init(free func()) { g.free = free }
+
+// firstEnter makes the stripes. Two goroutines that meet on one slow each other
+// down for as long as they live, so there are many more of them than goroutines
+// that can run.
+func (g *Gate) firstEnter() []stripe {
 	n := 32
 	for n < 8*runtime.GOMAXPROCS(0) && n < 256 {
 		n *= 2
 	}
-	g.stripes = make([]stripe, n)
-	g.free = free
+	stripes := make([]stripe, n)
+	g.stripes.CompareAndSwap(nil, &stripes)
+	return *g.stripes.Load()
 }
 
 // Token is what Enter hands to Leave.
@@ -52,7 +56,13 @@ type Token = *stripe
 // Enter counts an operation in and reports whether the gate was open; if so
 // the resource stays until Leave.
 func (g *Gate) Enter() (Token, bool) {
-	s := &g.stripes[raw.Spread()&uint32(len(g.stripes)-1)]
+	var stripes []stripe
+	if p := g.stripes.Load(); p != nil {
+		stripes = *p
+	} else {
+		stripes = g.firstEnter()
+	}
+	s := &stripes[raw.Spread()&uint32(len(stripes)-1)]
 	s.inside.Add(1)
 	if g.state.Load() != open {
 		g.Leave(s)
@@ -74,6 +84,9 @@ func (g *Gate) Close() bool {
 	return g.state.CompareAndSwap(open, closed)
 }
 
+// Closed reports whether Close has been called.
+func (g *Gate) Closed() bool { return g.state.Load() != open }
+
 // Release ends the closer's own use. It must follow a Close that reported true.
 func (g *Gate) Release() {
 	g.state.Store(released)
@@ -85,9 +98,11 @@ func (g *Gate) Release() {
 // entered successfully again: looking at the stripes one after the other is
 // enough. Whoever empties the last stripe comes by here and sees them all empty.
 func (g *Gate) tryFree() {
-	for i := range g.stripes {
-		if g.stripes[i].inside.Load() != 0 {
-			return
+	if p := g.stripes.Load(); p != nil {
+		for i := range *p {
+			if (*p)[i].inside.Load() != 0 {
+				return
+			}
 		}
 	}
 	if g.state.CompareAndSwap(released, freed) {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"text/tabwriter"
+
+	"github.com/shmkit/shm/internal/raw"
 )
 
 var traces = flag.Bool("traces", false, "print the way to each violation that is expected")
@@ -186,7 +188,7 @@ var mutants = []struct {
 // TestProtocol explores the protocol as it stands.
 func TestProtocol(t *testing.T) {
 	scs := append(small[:len(small):len(small)], darwinSmall...)
-	if !testing.Short() && !raceEnabled {
+	if !testing.Short() && !raw.Race {
 		scs = append(scs[:len(scs):len(scs)], big...)
 	}
 	table := newTable("scenario\tstates\tverdict\tset aside\ttime")

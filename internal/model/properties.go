@@ -4,8 +4,9 @@ package model
 // comment for the exact form of each.
 type Property uint8
 
+// The properties; Holds is that none is violated.
 const (
-	Holds Property = iota // no property is violated
+	Holds Property = iota
 	S1
 	S2
 	S3

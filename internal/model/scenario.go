@@ -3,6 +3,7 @@ package model
 // A Call is what a process asks of the library.
 type Call uint8
 
+// The calls: the functions of the library, with the options that matter here.
 const (
 	Open Call = iota
 	OpenReadOnly
@@ -45,6 +46,7 @@ func (c Call) flags() uint16 {
 // A Guard is a part of the protocol that a mutant can go without.
 type Guard uint32
 
+// The guards, each of which a mutant shows to be needed.
 const (
 	OpenChecksName   Guard = 1 << iota // identity check once L is held
 	OpenChecksState                    // state check once L is held

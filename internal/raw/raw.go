@@ -26,6 +26,12 @@ func Index(b []byte, addr uintptr) int {
 	return -1
 }
 
+// Within reports whether p, which is not empty, begins in b.
+func Within(p, b []byte) bool { return Index(b, uintptr(unsafe.Pointer(&p[0]))) >= 0 }
+
+// Pointer returns the address of b[0] as system calls take it.
+func Pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }
+
 // Bytes returns the bytes of s, which must not be written to.
 func Bytes(s string) []byte {
 	return unsafe.Slice(unsafe.StringData(s), len(s))
