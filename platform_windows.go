@@ -26,7 +26,7 @@ import (
 // an event for each section, which nobody signals: to have a handle on it is to
 // hold the life lane, and the kernel knows how many there are.
 const (
-	maxName   = 240 // measured: longer ones than about 250 fail with all suffixes
+	maxName   = 240 // CreateMutex takes MAX_PATH, 260, and there are suffixes
 	bornNamed = true
 	namesStay = true
 	hasFile   = false
@@ -46,9 +46,11 @@ const (
 
 	// maxSize is all the addresses that a process can have, on any version.
 	maxSize = 1 << 47
+
+	mutexWait = 20 // milliseconds
 )
 
-// Not to be valid in any name of a block.
+// Names of more than blocks have an exclamation mark, which no block's can have.
 func generationName(name string, generation int) string {
 	if generation == 0 {
 		return name
@@ -297,8 +299,8 @@ func munmap(mem []byte) {
 	windows.UnmapViewOfFile(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))
 }
 
-// readAt and writeAt have the kernel move the bytes, as a debugger does: where
-// memory would fault they end.
+// readAt and writeAt have the kernel move the bytes, as a debugger does: they end
+// where memory would fault.
 func (o *object) readAt(p []byte, off int64) (int, error) {
 	if off >= int64(len(o.view)) {
 		return 0, nil
@@ -320,7 +322,7 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 }
 
 func moved(n uintptr, err error) (int, error) {
-	if errors.Is(err, windows.ERROR_PARTIAL_COPY) && n > 0 {
+	if errors.Is(err, windows.ERROR_PARTIAL_COPY) || errors.Is(err, windows.ERROR_NOACCESS) {
 		err = nil
 	}
 	return int(n), err
@@ -330,7 +332,8 @@ func moved(n uintptr, err error) (int, error) {
 func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }
 
 // lock: the mutex is the thread's, so the goroutine that holds it stays on its
-// thread. If a process ended with it, the next one has it all the same.
+// thread. If a process ended with it, the next one has it all the same. It is
+// waited for a little, because those who wait get it in turn.
 func (o *object) lock(l lane, h hold) error {
 	switch {
 	case l == laneLife && h == unheld:
@@ -358,7 +361,7 @@ func (o *object) lockMutex() error {
 		o.mutex = h
 	}
 	runtime.LockOSThread()
-	switch event, err := windows.WaitForSingleObject(o.mutex, 0); {
+	switch event, err := windows.WaitForSingleObject(o.mutex, mutexWait); {
 	case err == nil && (event == windows.WAIT_OBJECT_0 || event == windows.WAIT_ABANDONED):
 		o.locked = true
 		return nil

@@ -368,26 +368,31 @@ func (w *readFrom) ReadFrom(r io.Reader) (int64, error) {
 // streams, but not under types that may do anything with the bytes.
 func TestStraight(t *testing.T) {
 	for name, source := range sources {
-		src := source(t, noise(10))
-		w := readFrom{Writer: io.Discard}
-		if _, err := io.Copy(&w, src); err != nil {
-			t.Fatal(err)
-		}
-		switch name {
-		case "file", "pipe", "blocking pipe", "tcp", "unix":
-			if !shm.Straight(w.r) || !shm.Straight(src) {
-				t.Errorf("%s: %T takes the long way", name, w.r)
+		t.Run(name, func(t *testing.T) {
+			src := source(t, noise(10))
+			w := readFrom{Writer: io.Discard}
+			if _, err := io.Copy(&w, src); err != nil {
+				t.Fatal(err)
 			}
-		default:
-			if w.r != nil && shm.Straight(w.r) || shm.Straight(src) {
-				t.Errorf("%s: %T is taken for a descriptor", name, w.r)
+			switch name {
+			case "file", "pipe", "blocking pipe", "tcp", "unix":
+				if !shm.Straight(w.r) || !shm.Straight(src) {
+					t.Errorf("%T takes the long way", w.r)
+				}
+			default:
+				if w.r != nil && shm.Straight(w.r) || shm.Straight(src) {
+					t.Errorf("%T is taken for a descriptor", w.r)
+				}
 			}
-		}
-		if shm.Straight(struct{ io.Reader }{src}) {
-			t.Errorf("%s: embedded in another type", name)
-		}
+			if shm.Straight(struct{ io.Reader }{src}) {
+				t.Error("embedded in another type")
+			}
+		})
 	}
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if runtime.GOOS == "windows" && errors.Is(err, syscall.Errno(10045)) { // WSAEOPNOTSUPP
+		t.Skip("Wine 8 has no such sockets; Windows has")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,7 +64,7 @@
 //
 // # Names
 //
-// A name is 1 to 255 bytes (30 on darwin) of A-Z, a-z, 0-9, '.', '_' and '-',
+// A name is 1 to 255 bytes (30 on darwin, 240 on Windows) of A-Z, a-z, 0-9, '.', '_' and '-',
 // and does not begin with a dot. One leading slash, as users of shm_open write
 // it, is dropped. All else is [fs.ErrInvalid].
 //
@@ -73,7 +73,13 @@
 //   - On Linux a block is a file on the tmpfs at /dev/shm, held by open file
 //     description locks; see fcntl(2). Elsewhere than on a tmpfs a block with a
 //     header is [errors.ErrUnsupported].
-//   - On other systems every function returns [errors.ErrUnsupported] for now.
+//   - On Windows a block is a section (file mapping) that the page file backs,
+//     with a name in the namespace of the session: services and the sessions of
+//     different users do not see each other's. The system ends it with its last
+//     attachment, even if that was killed, so there are no [Persistent] and no
+//     dead blocks, and a [Headerless] one is no exception. Up to eight blocks of
+//     one name can be in use at a time, all but one of them unlinked.
+//   - On other systems every function returns [errors.ErrUnsupported].
 package shm
 
 import (
@@ -147,7 +153,7 @@ type attachment struct {
 // The error is [fs.ErrExist] if there is a block of that name (a dead one is
 // replaced), [fs.ErrInvalid] for a bad name or option or a size below 1,
 // [ErrNoSpace] if there is not the memory or the address space for it,
-// [fs.ErrPermission], or [errors.ErrUnsupported]. A Create that fails leaves
+// [fs.ErrPermission], [ErrBusy], or [errors.ErrUnsupported]. A Create that fails leaves
 // nothing behind.
 //
 // Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
@@ -735,7 +741,7 @@ func (a *attachment) unlink() error {
 //
 // The error is [fs.ErrNotExist], [fs.ErrPermission], [fs.ErrInvalid] for a bad
 // name, [ErrNotSegment] for what is not a regular file, [ErrBusy], or
-// [errors.ErrUnsupported].
+// [errors.ErrUnsupported], which on Windows it is for a Headerless block.
 func Unlink(name string) error {
 	clean, err := checkName(name)
 	if err == nil {
@@ -820,6 +826,7 @@ func aboutBlock(err error) bool {
 // are what killed processes leave behind. Create does the same by itself when
 // memory runs out, and for about 10 milliseconds the first time it is called.
 // With an error, such as syscall.EMFILE, it returns those it could unlink.
+// On Windows there are none.
 func Reap() (names []string, err error) {
 	names, err = reapUntil(time.Time{})
 	return names, pathError("reap", "", err)
