@@ -289,9 +289,7 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 	return o.view[:length:length], nil
 }
 
-func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
-
-// revoke is not there yet: Close then waits for calls in progress.
+// revoke: the addresses of a view go with it.
 func revoke([]byte) error { return errors.ErrUnsupported }
 func revocable() int64    { return 0 }
 
@@ -327,6 +325,8 @@ func moved(n uintptr, err error) (int, error) {
 	}
 	return int(n), err
 }
+
+func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
 
 // punch: memory of a section cannot be given back.
 func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }

@@ -331,11 +331,11 @@ func prepare(name string, size int64, c config) (*attachment, error) {
 	return a, nil
 }
 
-// taken reports whether a block that is in use or Persistent has the name. A
-// dead one loses it.
+// taken reports whether a block has the name that is in use, Persistent, or
+// another user's. A dead one loses it.
 func taken(name string) bool {
 	reaped, err := reap(name)
-	return !reaped && err == nil
+	return !reaped && (err == nil || errors.Is(err, fs.ErrPermission))
 }
 
 func open(name string, opts []Option) (a *attachment, err error) {
