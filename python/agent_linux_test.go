@@ -93,6 +93,9 @@ var goAgent = proctest.Register("go", func(p *proctest.Parent) error {
 			answer = fmt.Sprintf("%x", info(seg).ID)
 		case "linked":
 			answer = fmt.Sprint(info(seg).Linked)
+		case "churn":
+			p.Say("churning")
+			answer, err = churn(name, number(words[2]))
 		case "cycle":
 			out := bufio.NewWriterSize(os.Stdout, 0)
 			for {
@@ -110,6 +113,29 @@ var goAgent = proctest.Register("go", func(p *proctest.Parent) error {
 		p.Say("%s", word(answer, err))
 	}
 })
+
+// churn attaches to a block, or creates it, and detaches n times.
+func churn(name string, n int) (string, error) {
+	for range n {
+		seg, _, err := shm.OpenOrCreate(name, 100)
+		if err != nil {
+			return "", err
+		}
+		if !info(seg).Linked {
+			return "attached, and the name is gone", nil
+		}
+		twin, err := shm.Open(name)
+		if err != nil {
+			return "", err
+		}
+		if info(seg).ID != info(twin).ID {
+			return "attached, and the name leads elsewhere", nil
+		}
+		twin.Close()
+		seg.Close()
+	}
+	return "done", nil
+}
 
 func number(s string) int {
 	n, err := strconv.Atoi(s)

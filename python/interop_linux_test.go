@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/shmkit/shm"
@@ -292,6 +293,40 @@ func TestTracker(t *testing.T) {
 			}
 			if err := seg.Unlink(); errors.Is(err, fs.ErrNotExist) == c.linked {
 				t.Errorf("Unlink: %v", err)
+			}
+			seg.Close()
+		}
+	})
+}
+
+// TestFailedAttach shows that a SharedMemory that cannot map a block unlinks it,
+// and that a Segment of shmkit does not.
+func TestFailedAttach(t *testing.T) {
+	const program = `
+import resource, sys
+from multiprocessing.shared_memory import SharedMemory
+from shmkit import Segment
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    Segment.open(sys.argv[1]) if sys.argv[2] == "managed" else SharedMemory(sys.argv[1])
+except OSError as e:
+    print(type(e).__name__, e.errno)
+`
+	pytest.Each(t, func(t *testing.T, py pytest.Interpreter) {
+		for kind, opts := range map[string][]shm.Option{
+			"raw":     {shm.Sparse(), shm.Headerless()},
+			"managed": {shm.Sparse()},
+		} {
+			seg, err := shm.Create(unique(t), 1<<40, opts...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := py.Command("-c", program, seg.Name(), kind).Output()
+			if want := fmt.Sprintf("OSError %d\n", syscall.ENOMEM); err != nil || string(out) != want {
+				t.Errorf("%s: %v, %s", kind, err, out)
+			}
+			if got := info(seg).Linked; got != (kind == "managed") {
+				t.Errorf("%s: Linked is %v after a failed attach", kind, got)
 			}
 			seg.Close()
 		}

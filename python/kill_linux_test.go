@@ -210,3 +210,35 @@ func TestKilledAtRandom(t *testing.T) {
 		}
 	})
 }
+
+// TestChurn has processes of both languages create, attach to and leave one
+// block as fast as they can, while others that do the same are killed.
+func TestChurn(t *testing.T) {
+	pytest.Each(t, func(t *testing.T, py pytest.Interpreter) {
+		name := unique(t)
+		start := func(i int) agent {
+			if i%2 == 0 {
+				return newGo(t)
+			}
+			return newPython(t, py)
+		}
+		var lasting []agent
+		for i := range 4 {
+			a := start(i)
+			a.must("churning", "churn %s %d", name, 500)
+			lasting = append(lasting, a)
+		}
+		for i := range 6 {
+			a := start(i)
+			a.must("churning", "churn %s %d", name, 1_000_000)
+			a.Kill()
+		}
+		for _, a := range lasting {
+			a.Expect("done")
+		}
+		if _, err := shm.Open(name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Open when all have left: %v", err)
+		}
+		mustExist(t, name, false)
+	})
+}

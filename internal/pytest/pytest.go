@@ -3,6 +3,7 @@ package pytest
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,6 +92,9 @@ func each(t *testing.T, suits func(Interpreter) bool, what, debian string, f fun
 // find returns the interpreters to test with; if they were named, all have to
 // be fit.
 var find = sync.OnceValues(func() (all []Interpreter, err error) {
+	if err := touch(); err != nil {
+		return nil, err
+	}
 	if list := os.Getenv(envPython); list != "" {
 		for _, path := range filepath.SplitList(list) {
 			py, err := ask(path)
@@ -118,12 +122,26 @@ var find = sync.OnceValues(func() (all []Interpreter, err error) {
 	return all, nil
 })
 
+// touch makes the go command know which files the results depend on, so that it
+// does not repeat those it has from before one was changed.
+func touch() error {
+	return filepath.WalkDir(Dir(), func(path string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			_, err = os.Stat(path)
+		}
+		return err
+	})
+}
+
 // patterns are where interpreters are: first the usual one, then all others.
 func patterns() (patterns []string) {
 	dirs := filepath.SplitList(os.Getenv("PATH"))
 	for _, name := range []string{"python3", "python3.[0-9]", "python3.[0-9][0-9]"} {
 		for _, dir := range dirs {
-			patterns = append(patterns, filepath.Join(dir, name))
+			// pyenv's scripts are slow, and what they lead to is found below.
+			if name == "python3" || filepath.Base(dir) != "shims" {
+				patterns = append(patterns, filepath.Join(dir, name))
+			}
 		}
 	}
 	pyenv := os.Getenv("PYENV_ROOT")
@@ -133,7 +151,7 @@ func patterns() (patterns []string) {
 	return append(patterns, filepath.Join(pyenv, "versions", "*", "bin", "python3"))
 }
 
-// ask asks an interpreter what it is: pyenv has scripts that pretend to be one.
+// ask asks an interpreter what it is, for the path of a script says little.
 func ask(path string) (py Interpreter, err error) {
 	const program = `import importlib.util, os, sys
 print(os.path.realpath(sys.executable), "%d.%d.%d" % sys.version_info[:3], sys.version_info[0], sys.version_info[1],
@@ -146,7 +164,7 @@ print(os.path.realpath(sys.executable), "%d.%d.%d" % sys.version_info[:3], sys.v
 		return py, err
 	}
 	if !py.AtLeast(3, 8) {
-		return py, fmt.Errorf("Python %s is older than 3.8", py.name)
+		return py, fmt.Errorf("version %s is older than 3.8", py.name)
 	}
 	return py, nil
 }

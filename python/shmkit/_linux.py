@@ -51,6 +51,12 @@ def os_error(number: int, name: str) -> OSError:
     return OSError(number, os.strerror(number), name)
 
 
+def renamed(e: OSError, name: str) -> OSError:
+    """An error of the system with the name of the block, and as Go tells it."""
+    number = errno.EACCES if e.errno == errno.EROFS else e.errno
+    return os_error(number or 0, name)
+
+
 def busy(name: str) -> TimeoutError:
     return TimeoutError(errno.ETIMEDOUT, "block is locked by another process", name)
 
@@ -135,7 +141,7 @@ class Object:
         try:
             os.link(f"/proc/self/fd/{self.fd}", DIR + self.name, src_dir_fd=self.fd, follow_symlinks=True)
         except OSError as e:
-            raise os_error(e.errno or 0, self.name) from None
+            raise renamed(e, self.name) from None
 
     def reserve(self, size: int) -> None:
         """Allocate the memory of size bytes, or raise OSError (ENOSPC).
@@ -163,15 +169,18 @@ _tmpfs_devices: Set[int] = set()
 
 def create_object(name: str, size: int, mode: int, sparse: bool) -> Object:
     """A new object to be called name: it is gone when it is closed before publish."""
-    o = Object(os.open(DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode), True, name)
     try:
-        os.fchmod(o.fd, mode)  # the umask took bits away
-        os.ftruncate(o.fd, size)
-        if not sparse:
-            o.reserve(size)
-    except BaseException:
-        o.close()
-        raise
+        o = Object(os.open(DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode), True, name)
+        try:
+            os.fchmod(o.fd, mode)  # the umask took bits away
+            os.ftruncate(o.fd, size)
+            if not sparse:
+                o.reserve(size)
+        except BaseException:
+            o.close()
+            raise
+    except OSError as e:
+        raise renamed(e, name) from None
     return o
 
 
@@ -185,8 +194,7 @@ def open_object(name: str, write: bool) -> Object:
             raise ValueError(f"not a regular file: {name!r}") from None
         if e.errno == errno.EAGAIN:  # somebody has a lease on it: fcntl(2)
             raise Again from busy(name)
-        number = errno.EACCES if e.errno == errno.EROFS else e.errno
-        raise os_error(number or 0, name) from None
+        raise renamed(e, name) from None
     return Object(fd, write, name)
 
 
@@ -202,7 +210,7 @@ def unlink_object(name: str) -> None:
     try:
         os.unlink(DIR + name)
     except OSError as e:
-        raise os_error(e.errno or 0, name) from None
+        raise renamed(e, name) from None
 
 
 def unlink_unopened(name: str) -> None:

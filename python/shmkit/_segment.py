@@ -305,7 +305,7 @@ class Segment:
             raise ValueError(f"bad size: {size}")
         if mode & ~0o777 or mode & 0o600 != 0o600:
             raise ValueError(f"bad mode: {mode:o}")
-        flags = persistent * _header.PERSISTENT | sparse * _header.SPARSE
+        flags = (_header.PERSISTENT if persistent else 0) | (_header.SPARSE if sparse else 0)
         layout = _header.new_layout(size, flags)
         new = functools.partial(_linux.create_object, clean, layout.object_size, mode, sparse)
         try:

@@ -136,6 +136,26 @@ def cycle(name):
         print("cycle", flush=True)
 
 
+def churn(name, n):
+    """Attach, or create, and detach n times."""
+    print("churning", flush=True)
+    for _ in range(int(n)):
+        try:
+            s = Segment.open(name)
+        except FileNotFoundError:
+            try:
+                s = Segment.create(name, 100)
+            except FileExistsError:
+                continue
+        with s:
+            if not s.linked:
+                return "attached, and the name is gone"
+            with Segment.open(name) as t:
+                if s.id != t.id:
+                    return "attached, and the name leads elsewhere"
+    return "done"
+
+
 verbs = {
     "create": create,
     "open": open_,
@@ -151,6 +171,7 @@ verbs = {
     "killat": kill_at,
     "leavedead": leave_dead,
     "cycle": cycle,
+    "churn": churn,
 }
 
 errors = {FileExistsError: "exist", FileNotFoundError: "notexist", PermissionError: "permission", ValueError: "invalid"}

@@ -324,6 +324,14 @@ class Views(Case):
         self.assertFalse(self.exists())
         self.assertEqual(bytes(view), b"valid")
 
+    def test_hold_no_lock_after_close(self):
+        a, b = self.create(), self.open()
+        view = a.buf
+        a.close()
+        b.close()
+        self.assertFalse(self.exists())
+        self.assertEqual(len(view), 100)
+
     def test_keep_a_dropped_segment_attached(self):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -481,7 +489,7 @@ for i in range(300):
                 self.open()
             self.assertFalse(self.exists())
 
-    @unittest.skipUnless(os.getuid() == 0, "only root can become another user")
+    @unittest.skipUnless(os.getuid() == 0, "only root can become another user: run as root")
     def test_another_user(self):
         a = self.create(mode=0o644)
         p = self.peer()
@@ -505,6 +513,92 @@ for i in range(300):
         self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 9); t = Segment.open({self.name!r}); s.close()"), "done")
         self.assertEqual(p.do("assert not [m for m in sys.modules if m.startswith('multiprocessing')]"), "done")
         self.assertEqual(p.do("t.close()"), "done")
+
+
+class Mounts(unittest.TestCase):
+    """Programs that have a /dev/shm of their own."""
+
+    def setUp(self):
+        if subprocess.call(["unshare", "-m", "true"], stderr=subprocess.DEVNULL) != 0:
+            self.skipTest("only root can mount file systems: run as root")
+
+    def run_on(self, fstype, options, program):
+        mount = f'mount -t {fstype} -o {options} shmtest /dev/shm && exec "$0" -c "$1"'
+        imports = "import errno, os, shmkit\nfrom shmkit import Segment\n"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", mount, sys.executable, imports + program],
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+        )
+        self.assertEqual((done.returncode, done.stdout), (0, "end\n"))
+
+    def test_full(self):
+        program = """
+def free():
+    fs = os.statvfs("/dev/shm")
+    return fs.f_bavail, fs.f_ffree
+for size, filled in (1 << 20, 0), (2 << 20, 0), (1 << 60, 0), (1 << 19, 1 << 19), (1, (1 << 20) - 4096):
+    with open("/dev/shm/fill", "wb") as f:
+        f.write(bytes(filled))
+    before = free()
+    try:
+        Segment.create("full", size)
+    except OSError as e:
+        assert e.errno == errno.ENOSPC and e.filename == "full", e
+    else:
+        print("created", size)
+    assert before == free()
+    os.unlink("/dev/shm/fill")
+print("end")
+"""
+        self.run_on("tmpfs", "size=1m", program)
+
+    def test_the_dead_make_room(self):
+        program = """
+pid = os.fork()
+if pid == 0:
+    kept = Segment.create("dead", 800 << 10)
+    os._exit(0)
+os.waitpid(pid, 0)
+assert os.path.exists("/dev/shm/dead")
+with Segment.create("new", 700 << 10):
+    assert os.listdir("/dev/shm") == ["new"]
+print("end")
+"""
+        self.run_on("tmpfs", "size=1m", program)
+
+    def test_without_limit(self):
+        program = """
+Segment.create("some", 1 << 20).close()
+try:
+    Segment.create("huge", 1 << 50)
+except OSError as e:
+    assert e.errno == errno.ENOSPC, e
+    print("end")
+"""
+        self.run_on("tmpfs", "size=0", program)
+
+    def test_no_tmpfs(self):
+        program = """
+try:
+    Segment.create("name", 1)
+except OSError as e:
+    assert e.errno == errno.ENOTSUP, e
+    print("end")
+assert not os.listdir("/dev/shm")
+"""
+        self.run_on("ramfs", "mode=1777", program)
+
+    def test_read_only(self):
+        program = """
+try:
+    Segment.create("name", 1)
+except PermissionError:
+    print("end")
+"""
+        self.run_on("tmpfs", "ro", program)
 
 
 class Source(unittest.TestCase):
