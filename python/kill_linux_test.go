@@ -91,16 +91,21 @@ func TestKilledEverywhere(t *testing.T) {
 			{"at a dead block", "open", atDead},
 			{"at a dead block", "create", atDead},
 		} {
-			point := 0
-			for killed := true; killed; point++ {
-				c.check(t, python, func(name string) {
-					answer := python.do("killat %s %s %d", c.verb, name, point)
-					if killed = answer == "killed"; !killed && answer != "done" {
-						t.Errorf("the child %s", answer)
+			point, killed := 0, true
+			for ; killed; point++ {
+				// Another program may have reaped what a killed one has left, and
+				// so made the way to the end shorter. It hardly will three times.
+				killed = false
+				for try := 0; try < 3 && !killed; try++ {
+					c.check(t, python, func(name string) {
+						answer := python.do("killat %s %s %d", c.verb, name, point)
+						if killed = answer == "killed"; !killed && answer != "done" {
+							t.Errorf("the child %s", answer)
+						}
+					})
+					if t.Failed() {
+						t.Fatalf("%s, to be killed at point %d of %s", c.what, point, c.verb)
 					}
-				})
-				if t.Failed() {
-					t.Fatalf("%s, to be killed at point %d of %s", c.what, point, c.verb)
 				}
 			}
 			if point < 50 {

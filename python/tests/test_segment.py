@@ -377,7 +377,7 @@ class Processes(Case):
             p = self.peer()
             self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10)"), "done")
             p.end()
-            self.assertTrue(self.exists())
+            # Other programs may find it dead before us, at any time.
             if find == "open":
                 with self.assertRaises(FileNotFoundError):
                     self.open()
@@ -385,7 +385,7 @@ class Processes(Case):
                 with self.create(20) as a:
                     self.assertEqual(a.cap, 20)
             else:
-                self.assertIn(self.name, shmkit.reap())
+                shmkit.reap()
             self.assertFalse(self.exists())
 
     def test_exit_without_close(self):
