@@ -85,16 +85,19 @@ func TestKilledEverywhere(t *testing.T) {
 		for _, c := range []struct {
 			what, verb string
 			check      func(t testing.TB, python agent, kill func(name string))
+			least      int // how many points there are at least
 		}{
-			{"beside Go", "open", besideGo},
-			{"alone", "create", alone},
-			{"at a dead block", "open", atDead},
-			{"at a dead block", "create", atDead},
+			{"beside Go", "open", besideGo, 100},
+			{"alone", "create", alone, 100},
+			// Where other programs reap all the time, these can be few.
+			{"at a dead block", "open", atDead, 1},
+			{"at a dead block", "create", atDead, 100},
 		} {
 			point, killed := 0, true
 			for ; killed; point++ {
-				// Another program may have reaped what a killed one has left, and
-				// so made the way to the end shorter. It hardly will three times.
+				// Another program, such as any test that creates its first block,
+				// may have reaped what a killed one has left, and so made the way
+				// to the end shorter. It hardly will three times.
 				killed = false
 				for try := 0; try < 3 && !killed; try++ {
 					c.check(t, python, func(name string) {
@@ -108,7 +111,7 @@ func TestKilledEverywhere(t *testing.T) {
 					}
 				}
 			}
-			if point < 50 {
+			if point < c.least {
 				t.Errorf("only %d points in %s", point, c.verb)
 			}
 			t.Logf("%s, %s, close: killed at each of %d points", c.what, c.verb, point-1)
