@@ -223,12 +223,6 @@ func (l *List) Set(i int, value any) error {
 			return fmt.Errorf("shareablelist: item %d: %w: text of %d bytes, room for %d", i, shm.ErrFull, len(it.value), room)
 		}
 		length = room
-		// Python keeps the format of a text.
-		if format, _, err := l.kind(i); err != nil {
-			return err
-		} else if n, text := textLength(format); text && n <= room && len(it.value) <= n {
-			length = n
-		}
 	}
 	for _, step := range []struct {
 		bytes  []byte

@@ -2,6 +2,7 @@ package shareablelist_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -181,11 +182,20 @@ func TestHostile(t *testing.T) {
 		copy(b[offset:], mustMarshal(t, v)[24:32])
 		return b
 	}
+	offsets := func(a, b, c uint64) memory { // with room for 8 more bytes
+		m := append(bytes.Clone(sound), make([]byte, 8)...)
+		for i, v := range []uint64{a, b, c} {
+			binary.NativeEndian.PutUint64(m[8+8*i:], v)
+		}
+		return m
+	}
+	mustOpen(t, offsets(0, 8, 24))
 	for name, m := range map[string]memory{
+		"begins late": offsets(8, 16, 24), "crooked": offsets(0, 12, 20), "crooked end": offsets(0, 8, 20),
 		"empty": {}, "short": sound[:7], "no offsets": sound[:8], "cut": sound[:len(sound)-1],
 		"no items": make(memory, 8),
 		"negative": word(0, -1), "one more": word(0, 3), "huge": word(0, math.MaxInt64), "overflow": word(0, 1<<61-1),
-		"first not 0": word(8, 8), "crooked": word(16, 4), "no slot": word(16, 0), "back": word(24, 8),
+		"first not 0": word(8, 8), "no slot": word(16, 0), "back": word(24, 8),
 		"far": word(24, math.MaxInt64-7), "below": word(24, -8),
 		"Python 3.8": append(append(append(memory{2, 7: 0, 8: 8, 15: 0, 16: 8, 23: 0}, make(memory, 16)...), "8s\x00\x00\x00\x00\x00\x008s\x00\x00\x00\x00\x00\x00"...), 1, 1),
 	} {

@@ -175,6 +175,23 @@ class Life(Case):
         shmkit.unlink(self.name)
         self.assertFalse(new.linked)
 
+    def test_block_replaced_while_opening(self):
+        """The name leads to another block once the one it led to is open."""
+        old = self.create()
+        open_object = _linux.open_object
+        self.addCleanup(setattr, _linux, "open_object", open_object)
+
+        def replace(name, write):
+            o = open_object(name, write)
+            _linux.open_object = open_object
+            os.unlink(DIR + name)
+            self.new = self.create()
+            return o
+
+        _linux.open_object = replace
+        self.assertEqual(self.open().id, self.new.id)
+        self.assertNotEqual(self.new.id, old.id)
+
     def test_persistent(self):
         a = self.create(persistent=True)
         a.buf[:4] = b"stay"
