@@ -323,7 +323,8 @@ func (l *List) corrupt(i int, format string, args ...any) error {
 	return fmt.Errorf("shareablelist: item %d: %w: %s", i, shm.ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
-func (l *List) room(i int) int { return int(l.offsets[i+1] - l.offsets[i]) }
+// room is no more than a format can tell, though a forged slot can be longer.
+func (l *List) room(i int) int { return int(min(l.offsets[i+1]-l.offsets[i], maxSlot)) }
 
 func (l *List) formatOffset(i int) int64 { return l.offsets[l.Len()] + int64(word*i) }
 func (l *List) codeOffset(i int) int64   { return l.formatOffset(l.Len()) + int64(i) }

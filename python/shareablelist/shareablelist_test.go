@@ -203,6 +203,17 @@ func TestHostile(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, l, err)
 		}
 	}
+	const huge = 10_000_000
+	forged := make(memory, 24+huge+9)
+	binary.NativeEndian.PutUint64(forged, 1)
+	binary.NativeEndian.PutUint64(forged[16:], huge)
+	l := mustOpen(t, forged)
+	if err := l.Set(0, strings.Repeat("x", huge)); !errors.Is(err, shm.ErrFull) {
+		t.Errorf("Set to a text without a format: %v", err)
+	}
+	if err := l.Set(0, "text"); err != nil || contents(l)[0] != "text" {
+		t.Errorf("Set of an item in a huge slot: %v, %.10q", err, contents(l))
+	}
 	formats, codes := len(sound)-2-16, len(sound)-2
 	for _, format := range []string{"", "s", "-1s", "+8s", "9s", "16s", "9999999s", "8s8s", "8p", "Q", "P", " 8s", "q\x00q", "\xff"} {
 		for code := range 6 {
