@@ -209,6 +209,14 @@ def _reap(name: str) -> bool:
         o.close()
 
 
+def _taken(name: str) -> bool:
+    """Whether a block in use, or a persistent one, has the name; a dead one loses it."""
+    try:
+        return not _reap(name)
+    except (OSError, ValueError, Again):
+        return False
+
+
 def reap() -> List[str]:
     """Unlink all dead blocks, as far as this process may, and return their names.
 
@@ -305,6 +313,8 @@ class Segment:
             raise ValueError(f"bad size: {size}")
         if mode & ~0o777 or mode & 0o600 != 0o600:
             raise ValueError(f"bad mode: {mode:o}")
+        if name is not None and _taken(clean):  # no memory need be found for nothing
+            raise os_error(errno.EEXIST, clean)
         flags = (_header.PERSISTENT if persistent else 0) | (_header.SPARSE if sparse else 0)
         layout = _header.new_layout(size, flags)
         new = functools.partial(_linux.create_object, clean, layout.object_size, mode, sparse)

@@ -568,7 +568,11 @@ for size, filled in (1 << 20, 0), (2 << 20, 0), (1 << 60, 0), (1 << 19, 1 << 19)
         print("created", size)
     assert before == free()
     os.unlink("/dev/shm/fill")
-print("end")
+with Segment.create("taken", 600 << 10):
+    try:
+        Segment.create("taken", 600 << 10)
+    except FileExistsError:
+        print("end")
 """
         self.run_on("tmpfs", "size=1m", program)
 
