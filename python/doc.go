@@ -6,5 +6,6 @@
 //
 // runs all of it with every Python from 3.8 on that it finds: python3 and
 // python3.N in PATH, and those of pyenv. SHM_PYTHON names others instead, as a
-// list like PATH. With -short it is one, the first.
+// list like PATH. What takes long is for the oldest and the newest of them, and
+// with -short all is for one.
 package python

@@ -30,7 +30,7 @@ var leaves = []leave{
 // and in every way. Whoever stays has its bytes, and the block its name; when
 // the last one has left there is no block.
 func TestLeaving(t *testing.T) {
-	pytest.Each(t, func(t *testing.T, py pytest.Interpreter) {
+	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
 		start := [2]func() agent{func() agent { return newGo(t) }, func() agent { return newPython(t, py) }}
 		agents, finder := [2]agent{start[0](), start[1]()}, newPython(t, py)
 		for run := range 2 * 2 * len(leaves) * len(leaves) {
@@ -80,7 +80,7 @@ func TestLeaving(t *testing.T) {
 // beside a Go process that is attached, alone with a new block, and at a block
 // that a killed process has left.
 func TestKilledEverywhere(t *testing.T) {
-	pytest.Each(t, func(t *testing.T, py pytest.Interpreter) {
+	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
 		python := newPython(t, py)
 		for _, c := range []struct {
 			what, verb string
@@ -194,7 +194,7 @@ func TestKilledAtRandom(t *testing.T) {
 	if testing.Short() {
 		rounds = 5
 	}
-	pytest.Each(t, func(t *testing.T, py pytest.Interpreter) {
+	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
 		for round := range rounds {
 			name := unique(t)
 			stays, killed := newGo(t), newPython(t, py)
@@ -222,7 +222,7 @@ func TestKilledAtRandom(t *testing.T) {
 // TestChurn has processes of both languages create, attach to and leave one
 // block as fast as they can, while others that do the same are killed.
 func TestChurn(t *testing.T) {
-	pytest.Each(t, func(t *testing.T, py pytest.Interpreter) {
+	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
 		name := unique(t)
 		start := func(i int) agent {
 			if i%2 == 0 {

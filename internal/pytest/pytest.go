@@ -2,6 +2,7 @@
 package pytest
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -58,16 +59,39 @@ func Dir() string {
 // Without any it skips the test, or fails it if the environment has CI set.
 func Each(t *testing.T, f func(t *testing.T, py Interpreter)) {
 	t.Helper()
-	each(t, func(Interpreter) bool { return true }, "Python 3.8 or later", "python3", f)
+	each(t, fit(t, "Python 3.8 or later", "python3", func(Interpreter) bool { return true }), f)
+}
+
+// Ends is Each for the oldest and the newest interpreter: for tests that take
+// long, of what differs little between versions.
+func Ends(t *testing.T, f func(t *testing.T, py Interpreter)) {
+	t.Helper()
+	all := fit(t, "Python 3.8 or later", "python3", func(Interpreter) bool { return true })
+	version := func(a, b Interpreter) int {
+		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
+	}
+	ends := []Interpreter{slices.MinFunc(all, version), slices.MaxFunc(all, version)}
+	each(t, slices.Compact(ends), f)
 }
 
 // EachNumPy is Each for the interpreters that have NumPy.
 func EachNumPy(t *testing.T, f func(t *testing.T, py Interpreter)) {
 	t.Helper()
-	each(t, func(py Interpreter) bool { return py.NumPy }, "Python with NumPy", "python3-numpy", f)
+	each(t, fit(t, "Python with NumPy", "python3-numpy", func(py Interpreter) bool { return py.NumPy }), f)
 }
 
-func each(t *testing.T, suits func(Interpreter) bool, what, debian string, f func(t *testing.T, py Interpreter)) {
+func each(t *testing.T, all []Interpreter, f func(t *testing.T, py Interpreter)) {
+	t.Helper()
+	if testing.Short() {
+		all = all[:1]
+	}
+	for _, py := range all {
+		t.Run(py.name, func(t *testing.T) { f(t, py) })
+	}
+}
+
+// fit returns the interpreters that suit, one at least, or ends the test.
+func fit(t *testing.T, what, debian string, suits func(Interpreter) bool) []Interpreter {
 	t.Helper()
 	all, err := find()
 	if err != nil {
@@ -81,12 +105,7 @@ func each(t *testing.T, suits func(Interpreter) bool, what, debian string, f fun
 		}
 		t.Skip(lack)
 	}
-	if testing.Short() {
-		all = all[:1]
-	}
-	for _, py := range all {
-		t.Run(py.name, func(t *testing.T) { f(t, py) })
-	}
+	return all
 }
 
 // find returns the interpreters to test with; if they were named, all have to
