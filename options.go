@@ -12,9 +12,10 @@ type Option interface{ apply(*config) }
 
 // ReadOnly makes [Open] return a Segment that cannot be written to: writing
 // returns [ErrReadOnly], a write to what Bytes gave crashes the program, and one
-// to what View gave is [ErrFault]. It needs permission to read only; without permission to write, the
-// attachment keeps the block alive but is not in its count of references, and
-// if it is the last to leave, the block stays until its owner's next Reap.
+// to what View gave is [ErrFault]. It needs permission to read only; without
+// permission to write, the attachment keeps the block alive but is not in its
+// count of references, and if it is the last to leave, the block stays until its
+// owner's next Reap. On darwin it does not keep the block alive, only the memory.
 func ReadOnly() Option { return setting{optReadOnly, 0} }
 
 // Persistent makes [Create] and [OpenOrCreate] create a block that outlives its

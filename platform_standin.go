@@ -186,7 +186,7 @@ func sysStartTime(pid int) (uint64, error) {
 	}
 	// proc_pid_stat(5): the fields from the third on follow the last parenthesis.
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	const state, threads, startTime = 3 - 3, 20 - 3, 22 - 3
+	const state, threads, startTime = 0, 17, 19 // the third, the 20th, the 22nd
 	// The thread that a process began with can be gone before the others are.
 	if s := fields[state][0]; (s == 'Z' || s == 'X') && string(fields[threads]) <= "1" {
 		return 0, unix.ESRCH

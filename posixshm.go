@@ -204,6 +204,9 @@ func isBlock(name string) bool {
 			// If this succeeds, its creator cannot set the size any more, and starts
 			// over. Just to unlink would not do: by now it can be another object.
 			sysFtruncate(o.fd, objectPage)
+			if o.load(); o.page == nil {
+				return false
+			}
 		case o.page != nil && (late || o.page.Abandoned()):
 			if o.page.Lock() {
 				defer o.page.Unlock()

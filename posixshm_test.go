@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shmkit/shm/internal/lockpage"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // These are the facts that the backend rests on. They come first on a new system:
@@ -587,4 +589,21 @@ func TestTooLarge(t *testing.T) {
 	mustBe(t, "Create", err, ErrNoSpace)
 	_, err = sysShmOpen(name, syscall.O_RDONLY, 0)
 	mustBe(t, "the name", err, syscall.ENOENT)
+}
+
+// TestSystemRevoke: a mapping can be replaced by addresses that fault, and the
+// fault is a panic that says where.
+func TestSystemRevoke(t *testing.T) {
+	_, fd := systemNew(t, 2*objectPage)
+	mem := systemMmap(t, fd, 2*objectPage, true)
+	mem[objectPage] = 1
+	mustBe(t, "revoke", revoke(mem), nil)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		fault, ok := recover().(interface{ Addr() uintptr })
+		if !ok || raw.Index(mem, fault.Addr()) != objectPage {
+			t.Errorf("recovered %v", fault)
+		}
+	}()
+	t.Error("read", mem[objectPage])
 }

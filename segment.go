@@ -73,6 +73,13 @@
 //   - On Linux a block is a file on the tmpfs at /dev/shm, held by open file
 //     description locks; see fcntl(2). Elsewhere than on a tmpfs a block with a
 //     header is [errors.ErrUnsupported].
+//   - On darwin a block is a POSIX shared memory object, with a lock page in its
+//     first 16 KiB that names the processes attached. Memory is not reserved: to
+//     Create, [Sparse] makes no difference. Who may read a block but not write to
+//     it cannot enter there, so the block does not wait for such a [ReadOnly]
+//     Segment, whose memory stays valid all the same. A process keeps its place
+//     across exec. [List] and [Reap] are [errors.ErrUnsupported], so that a dead
+//     block goes when somebody next looks for its name. See docs/darwin.md.
 //   - On Windows a block is a section (file mapping) that the page file backs,
 //     with a name in the namespace of the session: services and the sessions of
 //     different users do not see each other's. The system ends it with its last
@@ -798,7 +805,8 @@ func unlink(name string, only *object) error {
 // Those that this process may not read or that have a damaged header are left
 // out, and so is what has a name that no block can have. It takes no locks and
 // disturbs nobody. With an error, such as syscall.EMFILE, it returns those
-// blocks that it could look at.
+// blocks that it could look at. On darwin, whose kernel tells nobody what names
+// there are, it is [errors.ErrUnsupported].
 func List() ([]Info, error) {
 	var list []Info
 	var failed error
@@ -827,8 +835,9 @@ func aboutBlock(err error) bool {
 // Persistent, as far as this process may, and returns their names. Such blocks
 // are what killed processes leave behind. Create does the same by itself when
 // memory runs out, and for about 10 milliseconds the first time it is called.
-// With an error, such as syscall.EMFILE, it returns those it could unlink. On
-// Windows there are none.
+// With an error, such as syscall.EMFILE, it returns those it could unlink.
+// On Windows there are none, and on darwin it is [errors.ErrUnsupported], as
+// [List] is.
 func Reap() (names []string, err error) {
 	names, err = reapUntil(time.Time{})
 	return names, pathError("reap", "", err)

@@ -85,6 +85,43 @@ func TestSlots(t *testing.T) {
 	}
 }
 
+// TestBeaten has somebody else take a lock just when its old holder is found
+// gone, which only one of them may.
+func TestBeaten(t *testing.T) {
+	s := newSystem(1)
+	dead, other := s.page(1), s.page(2)
+	dead.Lock()
+	dead.Join()
+	s.kill(dead)
+	var meanwhile func() bool
+	p := New(s.b, 3, func(token uint64) bool {
+		if f := meanwhile; f != nil {
+			meanwhile = nil
+			mustBe(t, "the other", f(), true)
+		}
+		return token == 1
+	})
+	meanwhile = other.Lock
+	mustBe(t, "mutex", p.Lock(), false)
+	other.Unlock()
+	p.Lock()
+	meanwhile = other.Join
+	mustBe(t, "slot", p.Join(), false)
+	mustBe(t, "alone with the other", p.Alone(), false)
+
+	other.Leave()
+	dead.slot = none // another of that process
+	dead.locked = true
+	dead.Join()
+	meanwhile = func() bool {
+		return p.slotWord(0).CompareAndSwap(1, 2)
+	}
+	p.Alone()
+	if w := p.slotWord(0).Load(); w != 2 {
+		t.Errorf("slot of the other holds %d", w)
+	}
+}
+
 // TestExclusion has many lock, and be killed with it, at once.
 func TestExclusion(t *testing.T) {
 	const workers, rounds = 8, 2000

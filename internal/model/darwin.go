@@ -13,31 +13,29 @@ func (w *world) isReady(p *proc) bool {
 	return is
 }
 
-// born is shm_open with O_CREAT and O_EXCL: the name comes first.
-func (w *world) born(p *proc) {
-	if w.name != 0 {
-		w.say("EEXIST")
-		w.begun(p)
-		w.enter(p, lookName)
-		return
-	}
-	w.create(&p.tmp, w.program()[p.call].flags())
-	w.name = p.tmp.ino
-	w.enter(p, bornSize)
-}
-
 // beaten has p start over, because its object was taken for abandoned, or has
 // lost its name. Whoever did that sees to the name.
 func (w *world) beaten(p *proc) {
 	w.say("beaten")
 	p.tmp = ofd{}
-	w.enter(p, createTmp)
+	w.enter(p, bornName)
 }
 
 // stepDarwin has the steps of Create that are only there on darwin.
 func (w *world) stepDarwin(p *proc) {
 	switch p.pc {
 
+	case bornName: // O_CREAT and O_EXCL
+		p.creating = true
+		if w.name != 0 {
+			w.say("EEXIST")
+			w.begun(p)
+			w.enter(p, lookName)
+			break
+		}
+		w.create(&p.tmp, w.program()[p.call].flags())
+		w.name = p.tmp.ino
+		w.enter(p, bornSize)
 	case bornSize: // the system lets one succeed
 		if w.inode(&p.tmp).flags&sized != 0 {
 			w.beaten(p)
@@ -76,7 +74,7 @@ func (w *world) stepDarwin(p *proc) {
 
 	case lookName:
 		if !w.open(&p.fd) {
-			w.leave(p, createTmp)
+			w.leave(p, bornName)
 			break
 		}
 		w.enter(p, lookState)
@@ -88,7 +86,7 @@ func (w *world) stepDarwin(p *proc) {
 		case b.flags&sized != 0:
 			w.enter(p, pick(w.lacks(AbortTakesM), lookAgain, lookM))
 		case w.lacks(AbortElects):
-			p.then = createTmp
+			p.then = bornName
 			w.enter(p, abortCheck)
 		default:
 			w.enter(p, lookSize)
@@ -97,13 +95,13 @@ func (w *world) stepDarwin(p *proc) {
 		w.inode(&p.fd).flags |= sized
 		w.enter(p, lookState)
 	case lookM: // busy: the creator is at work, or another like p
-		w.enterIf(p, w.lock(&p.fd, laneM), lookAgain, createTmp)
+		w.enterIf(p, w.lock(&p.fd, laneM), lookAgain, bornName)
 	case lookAgain:
 		if w.inode(&p.fd).flags&ready != 0 && !w.lacks(AbortChecksReady) {
 			w.leave(p, reapName)
 			break
 		}
-		p.then = createTmp
+		p.then = bornName
 		w.enter(p, pick(w.lacks(AbortChecksName), abortUnlink, abortCheck))
 	case abortCheck:
 		w.enter(p, pick(w.named(&p.fd), abortUnlink, release))

@@ -7,7 +7,8 @@ const (
 	finished pc = iota
 	killed
 
-	openName // Open, with write permission
+	openName  // Open, with write permission
+	openReady // on darwin
 	openM
 	openProbe
 	openAdopt
@@ -22,15 +23,12 @@ const (
 	readCheck
 	readState
 
-	openReady // darwin
-	reapReady
-	unlinkReady
-
 	createTmp // Create
 	createLink
 	createLateL
 
-	bornSize // Create on darwin
+	bornName // Create on darwin
+	bornSize
 	bornM
 	bornCheck
 	bornHeader
@@ -45,7 +43,8 @@ const (
 	abortCheck
 	abortUnlink
 
-	reapName // reap, by Create or by itself
+	reapName  // reap, by Create or by itself
+	reapReady // on darwin
 	reapAsk
 	reapM
 	reapProbe
@@ -59,7 +58,8 @@ const (
 	closeCount
 	closeProbe
 
-	unlinkName // Unlink
+	unlinkName  // Unlink
+	unlinkReady // on darwin
 	unlinkM
 	unlinkCheck
 	unlinkUnlink
@@ -84,7 +84,7 @@ var places = [...]string{
 	createTmp: "Create [1] O_TMPFILE, header, [2] L shared", createLink: "Create [3] linkat",
 	createLateL: "Create (mutant) L shared",
 	openReady:   "Open [1a] ready?", reapReady: "reap [1a] ready?", unlinkReady: "Unlink [1a] ready?",
-	bornSize: "Create [2] ftruncate", bornM: "Create [3] M", bornCheck: "Create [4] stat(name)",
+	bornName: "Create [1] shm_open(name)", bornSize: "Create [2] ftruncate", bornM: "Create [3] M", bornCheck: "Create [4] stat(name)",
 	bornHeader: "Create [5] L shared, header", bornReady: "Create [6] ready", bornUnlockM: "Create [7] release M",
 	lookName: "look [1] open(name)", lookState: "look [2] size, ready?", lookSize: "look [3] ftruncate",
 	lookM: "look [4] try M", lookAgain: "look [5] ready?",
@@ -189,10 +189,7 @@ func (w *world) step(p *proc) {
 		}
 
 	case createTmp: // private until the link, so one step
-		if p.creating = true; w.Darwin {
-			w.born(p)
-			break
-		}
+		p.creating = true
 		w.tmpfile(&p.tmp, w.program()[p.call].flags())
 		if !w.lacks(CreateLocksFirst) {
 			w.lock(&p.tmp, sharedL)
@@ -360,9 +357,9 @@ func (w *world) enter(p *proc, to pc) {
 	switch {
 	case to == notExist && call.creates():
 		p.met = false
-		p.pc = createTmp
+		p.pc = pick(w.Darwin, bornName, createTmp)
 	case to == done && p.creating:
-		p.pc = pick(w.Darwin, createTmp, createLink)
+		p.pc = pick(w.Darwin, bornName, createLink)
 	case to == exist && call.opens():
 		p.tmp, p.creating, p.met = ofd{}, false, false
 		p.pc = openName
@@ -398,7 +395,9 @@ func (w *world) begin(p *proc) {
 		w.leave(p, done)
 	case call == Close:
 		p.pc = pick(w.lacks(CloseKeepsL), closeDropL, closeM)
-	default:
+	case call.opens() || !call.creates():
 		p.pc = call.start()
+	default:
+		p.pc = pick(w.Darwin, bornName, createTmp)
 	}
 }

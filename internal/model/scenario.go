@@ -30,9 +30,10 @@ func (c Call) creates() bool {
 	return c == Create || c == CreatePersistent || c == OpenOrCreate || c == OpenOrCreatePersistent
 }
 
-// start is the first place of c, flags those of a block that it creates.
+// start is the first place of c, if that is not Create alone; flags are those of
+// a block that it creates.
 func (c Call) start() pc {
-	return [...]pc{Open: openName, OpenReadOnly: readName, Create: createTmp, CreatePersistent: createTmp,
+	return [...]pc{Open: openName, OpenReadOnly: readName,
 		OpenOrCreate: openName, OpenOrCreatePersistent: openName, Reap: reapName, Unlink: unlinkName}[c]
 }
 
