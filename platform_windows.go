@@ -289,13 +289,13 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 	return o.view[:length:length], nil
 }
 
-// revoke: the addresses of a view go with it.
-func revoke([]byte) error { return errors.ErrUnsupported }
-func revocable() int64    { return 0 }
-
 func munmap(mem []byte) {
 	windows.UnmapViewOfFile(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))
 }
+
+// revoke: the addresses of a view go with it.
+func revoke([]byte) error { return errors.ErrUnsupported }
+func revocable() int64    { return 0 }
 
 // readAt and writeAt have the kernel move the bytes, as a debugger does: they end
 // where memory would fault.

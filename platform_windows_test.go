@@ -1,6 +1,7 @@
 package shm_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,8 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -72,6 +75,64 @@ func TestForeignSection(t *testing.T) {
 	if slice := theirs[:len("from outside")]; string(slice) != "from outside" {
 		t.Errorf("written into somebody else's section: %q", slice)
 	}
+}
+
+// TestPython shares blocks with CPython itself, where there is one: on Windows,
+// as no Python for Windows is to be had for the Wine of the gate.
+func TestPython(t *testing.T) {
+	const program = `
+import sys
+from multiprocessing.shared_memory import SharedMemory
+theirs = SharedMemory(name=sys.argv[1])
+theirs.buf[5:11] = bytes(theirs.buf[:5]) + b"!"
+ours = SharedMemory(name=sys.argv[2], create=True, size=5000)
+ours.buf[:6] = b"Python"
+print(theirs.size, ours.size, flush=True)
+sys.stdin.readline()
+ours.close()
+theirs.close()
+`
+	python, err := exec.LookPath("python")
+	if err != nil || exec.Command(python, "-c", "import multiprocessing.shared_memory").Run() != nil {
+		t.Skip("no Python")
+	}
+	seg, name := block(t, 5000, shm.Headerless()), unique(t)
+	copy(seg.Bytes(), "hello")
+	cmd := exec.Command(python, "-c", program, seg.Name(), name)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := attach(t, name, shm.Headerless())
+	if want := fmt.Sprintln(seg.Size(), theirs.Size()); strings.TrimSpace(line) != strings.TrimSpace(want) {
+		t.Errorf("Python says %q, Go %q", line, want)
+	}
+	if got := string(seg.Bytes()[5:11]); got != "hello!" {
+		t.Errorf("read %q", got)
+	}
+	if got := string(theirs.Bytes()[:6]); got != "Python" {
+		t.Errorf("read %q", got)
+	}
+	theirs.Close()
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	mustNotExist(t, name)
 }
 
 // TestNameOfMutex meets names that are something else's.
