@@ -505,6 +505,12 @@ func playRound(t *testing.T, p pool, name string, random *rand.Rand, kills *[4]i
 		seg.Close()
 	}
 	mustBeGone(t, name)
+	if shm.BornNamed { // the name of one killed while creating is still there for Create to find
+		if seg, err = shm.Create(name, 1); err != nil {
+			t.Errorf("Create when all are gone: %v", err)
+		}
+		seg.Close()
+	}
 	for _, i := range doomed {
 		p[i] = newAgent(t)
 	}
