@@ -184,7 +184,7 @@ func readAll(n int, readers []io.ReaderAt) {
 	runtime.KeepAlive(readers)
 }
 
-func size(n int) string {
+func size[T int | int64](n T) string {
 	switch {
 	case n >= 1<<30:
 		return fmt.Sprintf("%d GiB", n>>30)

@@ -178,7 +178,6 @@ func nanos(ns float64) string {
 func machine() string {
 	var uts unix.Utsname
 	unix.Uname(&uts)
-	huge, _ := os.ReadFile("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 	cpu := "unknown processor"
 	info, _ := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(info)) {
@@ -187,18 +186,21 @@ func machine() string {
 			break
 		}
 	}
-	return fmt.Sprintf("%s, %d CPUs, Linux %s, %s/%s, huge pages in shared memory: %s",
-		cpu, runtime.NumCPU(), unix.ByteSliceToString(uts.Release[:]), runtime.Version(), runtime.GOARCH, chosen(string(huge)))
+	return fmt.Sprintf("%s, %d CPUs, Linux %s, %s/%s, huge pages on /dev/shm: %s",
+		cpu, runtime.NumCPU(), unix.ByteSliceToString(uts.Release[:]), runtime.Version(), runtime.GOARCH, hugePages())
 }
 
-// chosen returns the choice that is in force in a list like "always [never]".
-func chosen(list string) string {
-	_, rest, _ := strings.Cut(list, "[")
-	choice, _, ok := strings.Cut(rest, "]")
-	if !ok {
-		return "unknown"
+// hugePages returns the option that /dev/shm is mounted with; see tmpfs(5).
+func hugePages() string {
+	option := "unknown"
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 3 && f[1] == shmDir { // the last one is on top
+			_, huge, _ := strings.Cut(f[3]+",huge=never", "huge=")
+			option, _, _ = strings.Cut(huge, ",")
+		}
 	}
-	return choice
+	return option
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }

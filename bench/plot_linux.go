@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/go-analyze/charts"
 )
@@ -28,7 +29,10 @@ func (b *bench) plot(dir string, p pace) error {
 			}
 		}
 	}, func(ns float64, bytes int) float64 { return float64(bytes) / ns })
-	calls := curves(names, goroutines, p, func(name string, count int) func(n int) {
+	const locked = "bare copy under a sync.RWMutex"
+	readers[locked] = &lockedMemory{m: b.mapped(4 << 20)}
+	guards := []string{ours, floor, locked}
+	calls := curves(guards, goroutines, p, func(name string, count int) func(n int) {
 		all := make([]io.ReaderAt, count)
 		for i := range all {
 			all[i] = readers[name]
@@ -47,7 +51,19 @@ func (b *bench) plot(dir string, p pace) error {
 	for _, n := range goroutines {
 		labels = append(labels, fmt.Sprint(n))
 	}
-	return draw(filepath.Join(dir, "readat-goroutines.svg"), "ReadAt of 64 B: ns per call by goroutines on one Segment", names, labels, calls)
+	return draw(filepath.Join(dir, "readat-goroutines.svg"), "ReadAt of 64 B: ns per call by goroutines on one Segment", guards, labels, calls)
+}
+
+// lockedMemory is what most programs do to let Close wait for readers.
+type lockedMemory struct {
+	sync.RWMutex
+	m *memory
+}
+
+func (l *lockedMemory) ReadAt(p []byte, off int64) (int, error) {
+	l.RLock()
+	defer l.RUnlock()
+	return l.m.ReadAt(p, off)
 }
 
 // curves measures run of each name at each x, all in turn.
