@@ -64,25 +64,6 @@ func ExampleOpenOrCreate() {
 	// false 2
 }
 
-// A persistent block stays until somebody unlinks it.
-func ExamplePersistent() {
-	seg, err := shm.Create("example-persistent", 5, shm.Persistent())
-	if err != nil {
-		log.Fatal(err)
-	}
-	seg.WriteString("stays")
-	seg.Close()
-
-	seg, err = shm.Open("example-persistent")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer seg.Close()
-	text, _ := io.ReadAll(seg)
-	fmt.Printf("%s, %v\n", text, seg.Unlink())
-	// Output: stays, <nil>
-}
-
 // A headerless block is what Python's multiprocessing.shared_memory and
 // shm_open in C make and open.
 func ExampleHeaderless() {

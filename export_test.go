@@ -2,8 +2,16 @@ package shm
 
 import (
 	"io"
+	"runtime"
 	"testing"
 	"time"
+)
+
+const (
+	MaxName   = maxName
+	BornNamed = bornNamed
+	NamesStay = namesStay
+	Files     = runtime.GOOS == "linux" && !bornNamed // blocks are files in /dev/shm
 )
 
 // Straight reports whether bytes from or to v go straight to the mapping.
@@ -26,4 +34,14 @@ func SetPatience(t testing.TB, d time.Duration) {
 	old := patience
 	patience = d
 	t.Cleanup(func() { patience = old })
+}
+
+// HoldMutex takes the mutex lane through seg, as a call of it in progress would,
+// until the function returned is called.
+func HoldMutex(t testing.TB, seg *Segment) (release func()) {
+	t.Helper()
+	if err := seg.h.lockMutex(); err != nil {
+		t.Fatal(err)
+	}
+	return seg.h.unlockMutex
 }

@@ -1,3 +1,5 @@
+//go:build !standin
+
 package shm_test
 
 import (
@@ -123,6 +125,54 @@ func TestFull(t *testing.T) {
 			t.Errorf("%d pages and inodes are free, before it were %d", after, before)
 		}
 		mustBeFree(t, "huge")
+	}
+}
+
+// TestNoRoomForTwo has a block take so much memory that there is none for
+// another: to whoever wants to create it again it is there, not out of space.
+func TestNoRoomForTwo(t *testing.T) {
+	if !privately(t, "tmpfs", "size=8m") {
+		return
+	}
+	const name, size = "large", 5 << 20
+	for range rounds(100) {
+		type result struct {
+			seg     *shm.Segment
+			created bool
+			err     error
+		}
+		results := make(chan result, 4)
+		for range cap(results) {
+			go func() {
+				seg, created, err := shm.OpenOrCreate(name, size)
+				results <- result{seg, created, err}
+			}()
+		}
+		created := 0
+		var segs []*shm.Segment
+		for range cap(results) {
+			r := <-results
+			if r.err != nil {
+				t.Errorf("OpenOrCreate: %v", r.err)
+				continue
+			}
+			segs = append(segs, r.seg)
+			if r.created {
+				created++
+			}
+		}
+		if created != 1 {
+			t.Errorf("created %d times", created)
+		}
+		before := free(t)
+		wantErr(t, "Create", tryCreate(name, size), name, fs.ErrExist)
+		if after := free(t); after != before {
+			t.Errorf("%d pages and inodes are free, before it were %d", after, before)
+		}
+		for _, seg := range segs {
+			seg.Close()
+		}
+		mustBeFree(t, name)
 	}
 }
 
@@ -478,6 +528,29 @@ func TestNoDescriptors(t *testing.T) {
 		t.Error(err)
 	}
 	mustBeFree(t, name)
+}
+
+// TestOneDescriptor has enough descriptors to read the directory but not to
+// look at a block: then nobody must be told that there are none.
+func TestOneDescriptor(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	seg := block(t, 100)
+	next, err := syscall.Dup(0) // the lowest that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(next)
+	restore := limit(t, syscall.RLIMIT_NOFILE, uint64(next)+1)
+	defer restore()
+	list, err := shm.List()
+	wantErr(t, "List", err, "", syscall.EMFILE)
+	if slices.ContainsFunc(list, func(i shm.Info) bool { return i.Name == seg.Name() }) {
+		t.Error("there were descriptors left")
+	}
+	_, err = shm.Reap()
+	wantErr(t, "Reap", err, "", syscall.EMFILE)
 }
 
 // TestNoAddressSpace has hardly any address space left.

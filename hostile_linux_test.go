@@ -1,3 +1,5 @@
+//go:build !standin
+
 package shm_test
 
 import (
@@ -262,6 +264,36 @@ func TestInPlaceOfABlock(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRunningProgram has a program that is running in place of a block, which
+// nobody may open to write.
+func TestRunningProgram(t *testing.T) {
+	cat, err := os.ReadFile("/bin/cat")
+	if err != nil {
+		t.Skip(err)
+	}
+	name := plant(t, cat)
+	if err := os.Chmod(shmPath(name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(shmPath(name))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil { // mounted noexec
+		t.Skip(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	wantErr(t, "Open", tryOpen(name), name, shm.ErrNotSegment)
+	wantErr(t, "Create", tryCreate(name, 1), name, fs.ErrExist)
+	wantErr(t, "Unlink", shm.Unlink(name), name, shm.ErrNotSegment)
+	if _, err := shm.Reap(); err != nil {
+		t.Errorf("Reap: %v", err)
+	}
+	mustStay(t, name)
 }
 
 // TestOthersFIFO has a FIFO that its owner may unlink and not open.

@@ -20,7 +20,7 @@ type Info struct {
 	Sparse     bool        `json:"sparse"`
 	Owner      int         `json:"owner"`   // user id, -1 where there is no such thing
 	Mode       fs.FileMode `json:"mode"`    // permission bits
-	ModTime    time.Time   `json:"modTime"` // as the system keeps it; stores to mapped memory do not change it
+	ModTime    time.Time   `json:"modTime"` // as the system keeps it, zero if it does not; stores to mapped memory do not change it
 	Created    time.Time   `json:"created"` // zero for a Headerless block
 	Creator    int         `json:"creator"` // process id, as the creator saw it
 	ID         [16]byte    `json:"-"`       // random; tells blocks of one name apart

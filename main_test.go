@@ -14,6 +14,9 @@ import (
 // ignored are the blocks that tests of dropped Segments have dropped.
 var ignored []string
 
+// cleanUp runs when all tests are done.
+var cleanUp = func() {}
+
 func TestMain(m *testing.M) {
 	proctest.Main()
 	exitCode := m.Run()
@@ -27,5 +30,6 @@ func TestMain(m *testing.M) {
 			exitCode = 1
 		}
 	}
+	cleanUp()
 	os.Exit(exitCode)
 }

@@ -1,3 +1,5 @@
+//go:build !standin
+
 package shm_test
 
 import (

@@ -12,9 +12,10 @@ type Option interface{ apply(*config) }
 
 // ReadOnly makes [Open] return a Segment that cannot be written to: writing
 // returns [ErrReadOnly], a write to what Bytes gave crashes the program, and one
-// to what View gave is [ErrFault]. It needs permission to read only; without permission to write, the
-// attachment keeps the block alive but is not in its count of references, and
-// if it is the last to leave, the block stays until its owner's next Reap.
+// to what View gave is [ErrFault]. It needs permission to read only; without
+// permission to write, the attachment keeps the block alive but is not in its
+// count of references, and if it is the last to leave, the block stays until its
+// owner's next Reap. On darwin it does not keep the block alive, only the memory.
 func ReadOnly() Option { return setting{optReadOnly, 0} }
 
 // Persistent makes [Create] and [OpenOrCreate] create a block that outlives its
@@ -27,19 +28,27 @@ func Persistent() Option { return setting{optPersistent, 0} }
 // nine of [fs.ModePerm] are [fs.ErrInvalid], and so is a block with a header
 // that its owner may not read and write: were it to be left behind dead, nobody
 // but root could remove it.
+//
+// On Windows there are no such permissions, so all modes mean the same: access
+// for those to whom the system gives it by default, the user and the system
+// itself, which is reported as 0600.
 func Perm(mode fs.FileMode) Option { return setting{optPerm, mode} }
 
 // Headerless makes [Create], [Open] and [OpenOrCreate] work on a raw block as
 // other programs make them (shm_open in C, multiprocessing.shared_memory in
 // Python): all bytes are data, nothing is counted, and the block stays until
-// Unlink. Its Size is the size of the object and does not change. A block with
-// a header is not opened this way.
+// Unlink. Its Size is the size of the object, which some systems round up, and
+// does not change. A block with a header is not opened this way.
+//
+// On Windows, where CPython has its blocks too, it ends with its last
+// attachment, and Unlink is [errors.ErrUnsupported].
 func Headerless() Option { return setting{optHeaderless, 0} }
 
 // Sparse makes [Create] and [OpenOrCreate] not reserve the memory of the block.
 // Memory is then used as bytes are written, and where there is none left at
 // that time the write returns an error that is [ErrFault] and [ErrNoSpace].
-// Through Bytes, which nothing guards, the same ends the program.
+// Through Bytes, which nothing guards, the same ends the program. On Windows the
+// memory is set aside (committed) all the same, and only not yet in use.
 func Sparse() Option { return setting{optSparse, 0} }
 
 // Prefault maps all of the block's memory when it is created or opened, so that

@@ -1,3 +1,5 @@
+//go:build !standin
+
 package shm
 
 import (
@@ -5,16 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/shmkit/shm/internal/raw"
 )
 
 // Linux keeps blocks as files on the tmpfs at /dev/shm, where shm_open(3) of
@@ -22,7 +20,14 @@ import (
 const (
 	shmDir  = "/dev/shm/"
 	maxName = unix.NAME_MAX
+
+	bornNamed = false // an object has no name before publish
+	namesStay = false // an object can be without its name, and the other way round
+	hasFile   = true  // bytes can be written to an object past its mapping
 )
+
+// headerLength is that of the headers of new blocks.
+var headerLength = os.Getpagesize()
 
 // object is an open handle on a backing object: an open file description of
 // its own, which is what Linux counts locks by.
@@ -32,10 +37,12 @@ type object struct {
 	dev, ino uint64 // from the first stat, which comes before anything else
 }
 
-// createObject makes an object of size bytes that has no name yet; it is gone
-// when its handle closes, unless publish has named it. Unless sparse, the
-// memory is reserved, so that no later access can run out of it.
-func createObject(size int64, perm fs.FileMode, sparse bool) (*object, error) {
+// createObject makes an object of size bytes, all zero, that is gone when its
+// handle closes before publish has named it. Unless it is to be sparse, the
+// memory is reserved, so that no later access can run out of it. (Where objects
+// are bornNamed it has its name at once, or fails with fs.ErrExist.)
+func createObject(_ string, size int64, c config) (*object, error) {
+	perm := c.perm
 	fd, err := retry(func() (int, error) {
 		return unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm))
 	})
@@ -47,7 +54,7 @@ func createObject(size int64, perm fs.FileMode, sparse bool) (*object, error) {
 		return nil, spaceErr(err)
 	}
 	o := &object{fd: fd, writable: true}
-	if err := o.prepare(size, perm, sparse); err != nil {
+	if err := o.prepare(size, perm, c.has(optSparse)); err != nil {
 		o.close()
 		return nil, spaceErr(err)
 	}
@@ -121,8 +128,9 @@ func openObject(name string, write bool) (*object, error) {
 		return unix.Open(shmDir+name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 	switch {
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
-		// A symbolic link, a directory, a socket or a device without driver: open(2).
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ETXTBSY):
+		// A symbolic link, a directory, a socket or a device without driver, a
+		// program that is running: open(2).
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
@@ -154,7 +162,13 @@ var errNotRegular = fmt.Errorf("%w: not a regular file", ErrNotSegment)
 // tmpfsDevice is the number of a device known to be a tmpfs, 0 for none yet.
 var tmpfsDevice atomic.Uint64
 
-// lockable returns errors.ErrUnsupported where the object is not on a tmpfs:
+// newborn returns an error that is again for an object without magic that may be
+// a block being born, and nil for one that is not. It is asked only where objects
+// are bornNamed.
+func (o *object) newborn() error { return nil }
+
+// lockable makes the object, which is known to be a block with a header, or
+// about to become one, ready for its lanes. It returns errors.ErrUnsupported where the object is not on a tmpfs:
 // on network and user-space file systems two kernels can both grant one lock.
 func (o *object) lockable() error {
 	if tmpfsDevice.Load() == o.dev {
@@ -201,8 +215,8 @@ func (o *object) named(name string) (bool, error) {
 	return err == nil && o.dev == uint64(there.Dev) && o.ino == there.Ino, err
 }
 
-// unlinkObject takes the name away, whatever it leads to.
-func unlinkObject(name string) error {
+// unlink takes the name away from the object, which it leads to.
+func (o *object) unlink(name string) error {
 	return unix.Unlink(shmDir + name)
 }
 
@@ -216,7 +230,7 @@ func unlinkUnopened(name string) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return errNotRegular
 	}
-	return unlinkObject(name)
+	return unix.Unlink(shmDir + name)
 }
 
 // listObjects calls f with the names of the objects there are, in no order,
@@ -268,25 +282,6 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 }
 
 func munmap(mem []byte) { unix.Munmap(mem) }
-
-// revoke gives back the memory and the object under a mapping, but keeps its
-// addresses, where every access then faults, until munmap.
-func revoke(mem []byte) error {
-	_, err := unix.MmapPtr(-1, 0, raw.Pointer(mem), uintptr(len(mem)), unix.PROT_NONE,
-		unix.MAP_FIXED|unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	return err
-}
-
-// revocable returns how many bytes of address space may be kept from use until
-// the garbage collector runs: none where it is scarce, and otherwise an eighth
-// of the smallest that 64-bit systems give a process (39 bits).
-func revocable() int64 {
-	var limit unix.Rlimit
-	if math.MaxInt == math.MaxInt32 || unix.Getrlimit(unix.RLIMIT_AS, &limit) != nil || limit.Cur != unix.RLIM_INFINITY {
-		return 0
-	}
-	return 1 << 36
-}
 
 // readAt and writeAt move bytes past the mapping, by pread(2) and pwrite(2):
 // where memory lacks they return an error and raise no signal.
@@ -362,71 +357,4 @@ func laneLock(l lane, h hold) *unix.Flock_t {
 
 func (o *object) close() {
 	unix.Close(o.fd)
-}
-
-// spaceErr adds ErrNoSpace to the errors that mean it.
-func spaceErr(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT),
-		errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EFBIG):
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
-}
-
-// retry calls f until no signal interrupts it.
-func retry(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if !errors.Is(err, syscall.EINTR) {
-			return n, err
-		}
-	}
-}
-
-// pollable reports whether reading from fd and writing to it never waits for
-// somebody else: a regular file, or a descriptor in non-blocking mode.
-func pollable(fd uintptr) bool {
-	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-	return err == nil && flags&unix.O_NONBLOCK != 0 || regular(fd)
-}
-
-func regular(fd uintptr) bool {
-	var st unix.Stat_t
-	return unix.Fstat(int(fd), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
-}
-
-// readFD reads from a descriptor of somebody else's into p, which may lie in a
-// mapping: read(2) then returns EFAULT where memory would fault. At the end it
-// returns io.EOF.
-func readFD(fd uintptr, p []byte) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Read(int(fd), p) })
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
-	case err != nil:
-		return 0, ioErr("read", err)
-	case n == 0:
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-// writeFD writes p, which may lie in a mapping, to a descriptor, or part of it.
-func writeFD(fd uintptr, p []byte) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Write(int(fd), p) })
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
-	case err != nil:
-		return 0, ioErr("write", err)
-	}
-	return n, nil
-}
-
-func ioErr(call string, err error) error {
-	if errors.Is(err, unix.EAGAIN) {
-		return errWouldBlock
-	}
-	return os.NewSyscallError(call, err)
 }

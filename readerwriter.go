@@ -73,7 +73,7 @@ func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
 		return s.writeGated(p, off)
 	}
 	if h := s.h; h.quick() && 0 < len(p) && len(p) <= short && off >= 0 && !h.readOnly {
-		ok := off <= int64(len(h.data)-len(p)) && h.tryWrite(p, off)
+		ok := off <= int64(len(h.data)-len(p)) && h.tryWrite(p, off, 0, 0)
 		runtime.KeepAlive(h)
 		if ok {
 			return len(p), nil
@@ -256,6 +256,9 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 		n, err = s.readFromConn(c, limit)
 		if limited {
 			lr.N -= n
+			if errors.Is(err, ErrFull) {
+				lr.N-- // the byte that told that there are more
+			}
 		}
 		if !errors.Is(err, errNotPollable) {
 			return n, err
@@ -440,7 +443,7 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 // half of the time, and none by the file; any later write is three times faster
 // in the mapping. So each goes by the file that goes beyond where a long one,
 // or Prefault, has been before.
-func (a *attachment) fresh(end int64) bool { return uint64(end) > a.warmed.Load() }
+func (a *attachment) fresh(end int64) bool { return hasFile && uint64(end) > a.warmed.Load() }
 
 func (a *attachment) warm(end int64) { raise(&a.warmed, uint64(end)) }
 
@@ -451,11 +454,15 @@ func (a *attachment) reaches(end int64) bool {
 	return err == nil && info.size >= int64(a.layout.headerSize)+end
 }
 
-// writeFresh writes by the file, and returns how far it came.
-func (a *attachment) writeFresh(p []byte, off int64) (n int) {
+// writeFresh writes by the file, and returns how far it came and the size that
+// the block had before.
+func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
 	end := off + int64(len(p))
 	if raw.Within(p, a.mem) || !a.reaches(end) || a.announce(end) != nil {
-		return 0
+		return 0, 0
+	}
+	if before, err := a.size(); err == nil {
+		size = uint64(before)
 	}
 	for n < len(p) {
 		put, err := a.obj.writeAt(p[n:], int64(a.layout.headerSize)+off+int64(n))
@@ -465,7 +472,7 @@ func (a *attachment) writeFresh(p []byte, off int64) (n int) {
 		n += put
 	}
 	a.warm(off + int64(n))
-	return n
+	return n, size
 }
 
 // writeToConn writes from the mapping to the descriptor, as readFromConn reads.
@@ -670,10 +677,11 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 			return 0, err
 		}
 	}
+	var size uint64
 	if len(p) > short && a.fresh(off+int64(len(p))) {
-		n = a.writeFresh(p, off)
+		n, size = a.writeFresh(p, off)
 	}
-	if !a.tryWrite(p[n:], off+int64(n)) {
+	if !a.tryWrite(p, off, n, size) {
 		put, fault := a.writeAround(p[n:], off+int64(n))
 		n += put
 		if n > 0 {
@@ -686,8 +694,9 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 	return len(p), err
 }
 
-// tryWrite copies p, which fits, and reports whether there was no fault.
-func (a *attachment) tryWrite(p []byte, off int64) (done bool) {
+// tryWrite copies p, which fits, and reports whether there was no fault. The
+// first n bytes are there already, since the block had the size given.
+func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done bool) {
 	before := debug.SetPanicOnFault(true)
 	defer func() {
 		debug.SetPanicOnFault(before)
@@ -695,14 +704,31 @@ func (a *attachment) tryWrite(p []byte, off int64) (done bool) {
 			a.faultAt(recover())
 		}
 	}()
-	end := uint64(off) + uint64(len(p))
-	if !a.raw {
-		raise(header(a.mem).written(), end)
+	room := a.data[off:]
+	if a.raw {
+		copy(room[n:], p[n:])
+		return true
 	}
-	copy(a.data[off:], p)
-	if !a.raw {
-		raise(header(a.mem).size(), end)
+	h, end := header(a.mem), uint64(off)+uint64(len(p))
+	if n == 0 {
+		raise(h.written(), end)
+		size = h.size().Load()
 	}
+	// A truncation at the same time may clear what was copied. It has then
+	// lowered size, or will find it raised and begin again. So size is raised
+	// only from what it was all the time, unless it is lowered again and again.
+	for range 100 {
+		copy(room[n:], p[n:])
+		now := h.size().Load()
+		for now >= size && now < end && !h.size().CompareAndSwap(now, end) {
+			now = h.size().Load()
+		}
+		if now >= size {
+			return true
+		}
+		size, n = now, 0
+	}
+	raise(h.size(), end)
 	return true
 }
 

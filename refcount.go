@@ -33,11 +33,15 @@ import (
 //	   128    4  count of attachments
 //	   192    8  size: logical length of the data in bytes
 //	   256    8  written: no byte of the data from here on was ever written to
-//	   320       zero, up to the header's size
+//	   320       zero, up to the header's size, but for what the platform file
+//	             keeps there: on Windows in the last 32 bytes of the page, on
+//	             darwin from 4096 on
 //
-// Bytes 0 to 63 are written before the block has its name and never again, and
-// their meaning is the same in every version. The words from 64 on change under
-// everyone's hands, each on cache lines of its own, only by atomic operations:
+// Bytes 0 to 63 are written before the block can be found and never again, and
+// their meaning is the same in every version. Where a block has its name from
+// birth, it is the magic, written last, that makes it one. The words from 64 on
+// change under everyone's hands, each on cache lines of its own, only by atomic
+// operations:
 //
 //   - state goes from live to dead once, by the process that unlinks the block
 //     because nobody is attached to it, just before it does.
@@ -92,7 +96,7 @@ type layout struct {
 
 func newLayout(capacity int64, flags uint32) layout {
 	l := layout{
-		headerSize: os.Getpagesize(),
+		headerSize: headerLength,
 		capacity:   capacity,
 		flags:      flags,
 		creator:    os.Getpid(),
@@ -163,7 +167,19 @@ func parseLayout(b []byte, objectSize int64) (layout, error) {
 // readHeader returns a copy of the header that o begins with and what it says.
 // The copy is read past the mapping, so that nothing is mapped before it is
 // known to be sound and the peer that changes it cannot change it in between.
+// For a block that is being born the error is one of again.
 func readHeader(o *object, objectSize int64) (layout, header, error) {
+	l, h, err := copyHeader(o, objectSize)
+	if bornNamed && err == ErrNotSegment {
+		if err := o.newborn(); err != nil {
+			return layout{}, nil, err
+		}
+		return copyHeader(o, objectSize) // it may have been born just now
+	}
+	return l, h, err
+}
+
+func copyHeader(o *object, objectSize int64) (layout, header, error) {
 	b := make([]byte, headerUsed)
 	n, err := o.readAt(b, 0)
 	if err != nil {
@@ -176,6 +192,7 @@ func readHeader(o *object, objectSize int64) (layout, header, error) {
 // header gives access to the words that change.
 type header []byte
 
+func (h header) magic() *atomic.Uint64   { return raw.Uint64(h, 0) }
 func (h header) state() *atomic.Uint32   { return raw.Uint32(h, offState) }
 func (h header) count() *atomic.Uint32   { return raw.Uint32(h, offCount) }
 func (h header) size() *atomic.Uint64    { return raw.Uint64(h, offSize) }
@@ -221,9 +238,9 @@ func soon(err error) error {
 	return err
 }
 
-// found makes a the first attachment of a block that has no name yet. The life
-// lane is held before it gets one: a block with a name had somebody attached,
-// and once nobody is, it is dead.
+// found makes a the first attachment of a block that nobody can find yet. The
+// life lane is held before they can: a block had somebody attached, and once
+// nobody is, it is dead.
 func (a *attachment) found() error {
 	if err := a.obj.lockable(); err != nil {
 		return err
@@ -231,9 +248,12 @@ func (a *attachment) found() error {
 	if err := a.obj.lock(laneLife, shared); err != nil {
 		return err
 	}
-	_, err := a.obj.writeAt(a.layout.marshal(), 0)
+	b := a.layout.marshal()
+	if _, err := a.obj.writeAt(b[len(magic):], int64(len(magic))); err != nil {
+		return err
+	}
 	a.counted = true
-	return err
+	return a.words(func(h header) { h.magic().Store(binary.NativeEndian.Uint64(b)) })
 }
 
 // attach makes a an attachment of the block, or leaves nothing behind but
@@ -363,14 +383,27 @@ func (a *attachment) words(f func(h header)) error {
 }
 
 // bury ends a block that nobody is attached to, and returns why it could not be
-// unlinked; the caller holds both lanes of it alone. Whether it may be unlinked is the system's to say: in a directory
-// with the sticky bit only its owner can. It then stays, dead, for its owner.
+// unlinked; the caller holds both lanes of it alone. Whether it may be unlinked
+// is the system's to say: in a directory with the sticky bit only its owner can.
+// It then stays, dead, for its owner.
 func bury(o *object, name string) error {
 	dead := binary.NativeEndian.AppendUint32(nil, stateDead)
 	o.writeAt(dead, offState) // a full or truncated object does not change the verdict
 	// Unlinking takes a name, not an object. Nobody but an outsider who does not
 	// hold the mutex lane can bind the name to another object in between.
 	return unlinkIfNamed(o, name)
+}
+
+// unlinkIfNamed takes the name away from the object if it leads to it.
+func unlinkIfNamed(o *object, name string) error {
+	named, err := o.named(name)
+	if err == nil && !named {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return err
+	}
+	return o.unlink(name)
 }
 
 // reap unlinks the block called name if it is ours and nobody is attached to

@@ -64,7 +64,7 @@
 //
 // # Names
 //
-// A name is 1 to 255 bytes (30 on darwin) of A-Z, a-z, 0-9, '.', '_' and '-',
+// A name is 1 to 255 bytes (30 on darwin, 240 on Windows) of A-Z, a-z, 0-9, '.', '_' and '-',
 // and does not begin with a dot. One leading slash, as users of shm_open write
 // it, is dropped. All else is [fs.ErrInvalid].
 //
@@ -73,7 +73,20 @@
 //   - On Linux a block is a file on the tmpfs at /dev/shm, held by open file
 //     description locks; see fcntl(2). Elsewhere than on a tmpfs a block with a
 //     header is [errors.ErrUnsupported].
-//   - On other systems every function returns [errors.ErrUnsupported] for now.
+//   - On darwin a block is a POSIX shared memory object, with a lock page in its
+//     first 16 KiB that names the processes attached. Memory is not reserved: to
+//     Create, [Sparse] makes no difference. Who may read a block but not write to
+//     it cannot enter there, so the block does not wait for such a [ReadOnly]
+//     Segment, whose memory stays valid all the same. A process keeps its place
+//     across exec. [List] and [Reap] are [errors.ErrUnsupported], so that a dead
+//     block goes when somebody next looks for its name. See docs/darwin.md.
+//   - On Windows a block is a section (file mapping) that the page file backs,
+//     with a name in the namespace of the session: services and the sessions of
+//     different users do not see each other's. The system ends it with its last
+//     attachment, even if that was killed, so there are no [Persistent] and no
+//     dead blocks, and a [Headerless] one is no exception. Up to eight blocks of
+//     one name can be in use at a time, all but one of them unlinked.
+//   - On other systems every function returns [errors.ErrUnsupported].
 package shm
 
 import (
@@ -85,6 +98,7 @@ import (
 	"io/fs"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -146,7 +160,7 @@ type attachment struct {
 // The error is [fs.ErrExist] if there is a block of that name (a dead one is
 // replaced), [fs.ErrInvalid] for a bad name or option or a size below 1,
 // [ErrNoSpace] if there is not the memory or the address space for it,
-// [fs.ErrPermission], or [errors.ErrUnsupported]. A Create that fails leaves
+// [fs.ErrPermission], [ErrBusy], or [errors.ErrUnsupported]. A Create that fails leaves
 // nothing behind.
 //
 // Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
@@ -184,6 +198,8 @@ func Open(name string, opts ...Option) (*Segment, error) {
 //
 // Errors and options are those of [Create] and of [Open]. [fs.ErrExist] is a
 // dead block that this process may not remove, because it is another user's.
+// [ErrNoSpace] comes after about two seconds: until then the memory can be what
+// another process is creating the block with.
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
 	if err != nil {
@@ -209,8 +225,9 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 				return err
 			}
 		}
-		if a, err = create(name, size, opts); errors.Is(err, fs.ErrExist) {
-			return again{err} // created by another process in the meantime
+		a, err = create(name, size, opts)
+		if name != "" && (errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace)) {
+			return again{err} // created by another process in the meantime, or about to be
 		}
 		created = err == nil
 		return err
@@ -237,29 +254,57 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 		return nil, fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
 	}
 	firstReap()
-	a, err := newBlock(size, c)
+	if !unique && taken(name) { // no memory need be found for nothing
+		return nil, fs.ErrExist
+	}
+	a, err := newBlock(name, size, c)
+	for unique && errors.Is(err, fs.ErrExist) {
+		a, err = newBlock(uniqueName(), size, c)
+	}
+	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
+		err = fs.ErrExist // somebody was faster, and has the memory
+	}
+	return a, err
+}
+
+// newBlock makes a block called name.
+func newBlock(name string, size int64, c config) (*attachment, error) {
+	a, err := prepare(name, size, c)
 	if errors.Is(err, ErrNoSpace) {
 		if names, _ := Reap(); len(names) > 0 {
-			a, err = newBlock(size, c)
+			a, err = prepare(name, size, c)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	a.name = name
-	for err = a.publish(); unique && errors.Is(err, fs.ErrExist); err = a.publish() {
-		a.name = uniqueName()
-	}
-	if err != nil {
+	if err := claim(name, func() error { return a.obj.publish(name) }); err != nil {
 		a.discard()
 		return nil, err
 	}
 	return a, nil
 }
 
-// newBlock makes a block that only its name is missing to.
-func newBlock(size int64, c config) (*attachment, error) {
-	a := &attachment{raw: c.has(optHeaderless)}
+// claim calls f, which takes the name or finds that it is taken, until a dead
+// block has made it free.
+func claim(name string, f func() error) error {
+	return patiently(func() error {
+		err := f()
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		reaped, reapErr := reap(name)
+		if reaped || errors.Is(reapErr, fs.ErrNotExist) || errors.As(reapErr, new(again)) {
+			return again{err}
+		}
+		return err
+	})
+}
+
+// prepare makes a block that only publish is missing to. Where objects are
+// bornNamed that is what takes the name, and publish has little left to do.
+func prepare(name string, size int64, c config) (*attachment, error) {
+	a := &attachment{name: name, raw: c.has(optHeaderless)}
 	if !a.raw {
 		var flags uint32
 		if c.has(optPersistent) {
@@ -271,9 +316,17 @@ func newBlock(size int64, c config) (*attachment, error) {
 		a.layout = newLayout(size, flags)
 	}
 	length := int(size) + a.layout.headerSize
-	var err error
-	if a.obj, err = createObject(int64(length), c.perm, c.has(optSparse)); err != nil {
+	err := claim(name, func() (err error) {
+		a.obj, err = createObject(name, int64(length), c)
+		return err
+	})
+	if err != nil {
 		return nil, err
+	}
+	if a.raw {
+		if info, err := a.obj.stat(); err == nil {
+			length = int(info.size) // some systems round it up
+		}
 	}
 	if err = a.mmap(length, length, c); err == nil && !a.raw {
 		err = a.found()
@@ -285,20 +338,11 @@ func newBlock(size int64, c config) (*attachment, error) {
 	return a, nil
 }
 
-// publish gives the block its name, which a dead block must make free.
-func (a *attachment) publish() error {
-	return patiently(func() error {
-		err := a.obj.publish(a.name)
-		if !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		var transient again
-		reaped, reapErr := reap(a.name)
-		if reaped || errors.Is(reapErr, fs.ErrNotExist) || errors.As(reapErr, &transient) {
-			return again{err}
-		}
-		return err
-	})
+// taken reports whether a block has the name that is in use, Persistent, or
+// another user's. A dead one loses it.
+func taken(name string) bool {
+	reaped, err := reap(name)
+	return !reaped && (err == nil || errors.Is(err, fs.ErrPermission))
 }
 
 func open(name string, opts []Option) (a *attachment, err error) {
@@ -372,6 +416,8 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 
 func (a *attachment) openRaw(info objectInfo, c config) error {
 	switch _, _, err := readHeader(a.obj, info.size); {
+	case errors.As(err, new(again)): // it may be about to get one
+		return err
 	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):
 		return fmt.Errorf("%w: option Headerless for a block with a header", fs.ErrInvalid)
 	case !errors.Is(err, ErrNotSegment):
@@ -563,8 +609,9 @@ func (s *Segment) Refs() int {
 //
 // The error is [fs.ErrInvalid] for another n, [ErrReadOnly], [ErrFault],
 // [fs.ErrClosed], [errors.ErrUnsupported] for a Headerless block, or [ErrBusy]
-// if others keep changing Size for two seconds. Of bytes that are written at
-// the same time beyond n, some may be left.
+// if others keep changing Size for two seconds. Of bytes below the old Size
+// that are written at the same time beyond n, some may be left, and what
+// ReadFrom, View or Bytes puts there may be cleared.
 func (s *Segment) Truncate(n int64) error {
 	h, token, err := s.enter("truncate")
 	if err != nil {
@@ -699,17 +746,6 @@ func (a *attachment) unlink() error {
 	return unlinkIfNamed(a.obj, a.name)
 }
 
-func unlinkIfNamed(o *object, name string) error {
-	named, err := o.named(name)
-	if err == nil && !named {
-		err = fs.ErrNotExist
-	}
-	if err != nil {
-		return err
-	}
-	return unlinkObject(name)
-}
-
 // Unlink takes the name of a block away at once; see [Segment.Unlink]. It works
 // on every kind of block, attached or not, and also on a damaged one. Somebody
 // who may unlink a block but not open it has no means to keep another process
@@ -717,7 +753,7 @@ func unlinkIfNamed(o *object, name string) error {
 //
 // The error is [fs.ErrNotExist], [fs.ErrPermission], [fs.ErrInvalid] for a bad
 // name, [ErrNotSegment] for what is not a regular file, [ErrBusy], or
-// [errors.ErrUnsupported].
+// [errors.ErrUnsupported], which on Windows it is for a Headerless block.
 func Unlink(name string) error {
 	clean, err := checkName(name)
 	if err == nil {
@@ -743,8 +779,16 @@ func unlink(name string, only *object) error {
 			return soon(err)
 		}
 		defer o.close()
-		if _, err := o.stat(); err != nil {
+		info, err := o.stat()
+		if err != nil {
 			return err
+		}
+		_, _, err = readHeader(o, info.size)
+		if errors.As(err, new(again)) {
+			return err
+		}
+		if err == nil || errors.Is(err, errTruncated) {
+			o.lockable() // where it is not, lock does what it can
 		}
 		defer o.unlock()
 		if err := o.lock(laneMutex, alone); err != nil {
@@ -761,38 +805,64 @@ func unlink(name string, only *object) error {
 }
 
 // List returns the blocks there are, Headerless ones included, in no order.
-// Those that this process may not read are left out, and so is what has a name
-// that no block can have. It takes no locks and disturbs nobody.
+// Those that this process may not read or that have a damaged header are left
+// out, and so is what has a name that no block can have. It takes no locks and
+// disturbs nobody. With an error, such as syscall.EMFILE, it returns those
+// blocks that it could look at. On darwin, whose kernel tells nobody what names
+// there are, it is [errors.ErrUnsupported].
 func List() ([]Info, error) {
 	var list []Info
+	var failed error
 	err := listObjects(func(name string) bool {
-		if info, err := inspect(name); err == nil {
+		info, err := inspect(name)
+		if err == nil {
 			list = append(list, info)
+		} else if !aboutBlock(err) {
+			failed = err
 		}
 		return true
 	})
-	return list, pathError("list", "", err)
+	return list, pathError("list", "", cmp.Or(err, failed))
+}
+
+// aboutBlock reports whether err says something of one block alone. Any other
+// means that this process cannot look at blocks, and so not that there are none.
+func aboutBlock(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,
+		ErrNotSegment, ErrCorrupt, ErrVersion, ErrBusy,
+	}, func(target error) bool { return errors.Is(err, target) })
 }
 
 // Reap unlinks all blocks that nobody is attached to and that are not
 // Persistent, as far as this process may, and returns their names. Such blocks
 // are what killed processes leave behind. Create does the same by itself when
 // memory runs out, and for about 10 milliseconds the first time it is called.
+// With an error, such as syscall.EMFILE, it returns those it could unlink.
+// On Windows there are none, and on darwin it is [errors.ErrUnsupported], as
+// [List] is.
 func Reap() (names []string, err error) {
 	names, err = reapUntil(time.Time{})
 	return names, pathError("reap", "", err)
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
+	if namesStay { // with their objects, and go with them: nobody leaves a dead block
+		return nil, nil
+	}
+	var failed error
 	err = listObjects(func(name string) bool {
 		if _, err := checkName(name); err == nil {
-			if reaped, _ := reap(name); reaped {
+			reaped, err := reap(name)
+			if reaped {
 				names = append(names, name)
+			} else if err != nil && !aboutBlock(err) {
+				failed = err
 			}
 		}
 		return end.IsZero() || time.Now().Before(end)
 	})
-	return names, err
+	return names, cmp.Or(err, failed)
 }
 
 // firstReap cleans up after those who were killed, once in a process.

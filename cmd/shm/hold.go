@@ -98,7 +98,7 @@ func runCommand(args []string) error {
 	// The terminal sends Ctrl-C to the command as well, so that is not passed
 	// on; but here it must not end us, who are to outlast the command.
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	notify(signals)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, "shm:", err)

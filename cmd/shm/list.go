@@ -206,7 +206,7 @@ Processes that are attached keep the memory until they detach.`,
 			var failed error
 			for _, name := range args {
 				err := shm.Unlink(name)
-				if err != nil && !(force && errors.Is(err, fs.ErrNotExist)) {
+				if err != nil && (!force || !errors.Is(err, fs.ErrNotExist)) {
 					fmt.Fprintln(cmd.ErrOrStderr(), "shm:", message(err))
 					failed = exitStatus(1)
 				}

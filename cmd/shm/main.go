@@ -207,12 +207,23 @@ func reason(err error) string {
 	return err.Error()
 }
 
+// notify relays the signals that ask a command to end. Those that the command
+// was started to ignore, by nohup or as a job in the background of a script,
+// stay ignored, here and in what hold runs.
+func notify(signals chan<- os.Signal) {
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(signals, sig)
+		}
+	}
+}
+
 // untilSignal returns a context that is cancelled by the first signal of those
 // that ask a command to end, with a signalError as its cause.
 func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	notify(signals)
 	go func() {
 		select {
 		case sig := <-signals:

@@ -1,9 +1,8 @@
-//go:build amd64 || arm64
+//go:build (amd64 || arm64) && !standin
 
 package killpoints
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,12 +24,8 @@ import (
 
 const (
 	shmDir     = "/dev/shm"
-	size       = 4096
 	envPrivate = "SHM_KILLPOINTS_PRIVATE"
 )
-
-// content is what the peer has written and must find intact.
-var content = bytes.Repeat([]byte("intact! "), size/8)
 
 // TestMain runs the tests in a mount namespace of their own where it can: no
 // other program then adds names that a Reap has to look at, which would make
@@ -85,53 +80,6 @@ func mountPrivate() error {
 	return unix.Mount("tmpfs", shmDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=64m")
 }
 
-// An operation is what the victim does when it is killed.
-type operation struct {
-	prepare func(name string) (*shm.Segment, error) // before Begin
-	run     func(name string, seg *shm.Segment) error
-	unlinks bool // takes the name also from a block in use
-	creates bool // what it creates is Persistent
-	needs   bool // there must be a block that it can attach to
-	alien   bool // the victim is another user's process
-}
-
-func keep(seg *shm.Segment, err error) error {
-	kept = append(kept, seg)
-	return err
-}
-
-var kept []*shm.Segment // until the victim is killed
-
-func joined(name string) (*shm.Segment, error) {
-	seg, _, err := shm.OpenOrCreate(name, size, shm.Perm(0o644)) // for the alien to read
-	return seg, err
-}
-
-var operations = map[string]operation{
-	"Create":           {run: func(name string, _ *shm.Segment) error { return keep(shm.Create(name, size)) }},
-	"CreateSparse":     {run: func(name string, _ *shm.Segment) error { return keep(shm.Create(name, size, shm.Sparse())) }},
-	"CreatePersistent": {creates: true, run: func(name string, _ *shm.Segment) error { return keep(shm.Create(name, size, shm.Persistent())) }},
-	"Open":             {run: func(name string, _ *shm.Segment) error { return keep(shm.Open(name)) }},
-	"OpenReadOnly":     {run: func(name string, _ *shm.Segment) error { return keep(shm.Open(name, shm.ReadOnly())) }},
-	"OpenOrCreate":     {run: func(name string, _ *shm.Segment) error { return keep(joined(name)) }},
-	"Close":            {prepare: joined, run: func(_ string, seg *shm.Segment) error { return seg.Close() }},
-	"CloseReadOnly": {
-		prepare: func(name string) (*shm.Segment, error) { return shm.Open(name, shm.ReadOnly()) },
-		run:     func(_ string, seg *shm.Segment) error { return seg.Close() },
-		needs:   true,
-	},
-	"OpenUncounted": {alien: true, run: func(name string, _ *shm.Segment) error { return keep(shm.Open(name, shm.ReadOnly())) }},
-	"CloseUncounted": {
-		prepare: func(name string) (*shm.Segment, error) { return shm.Open(name, shm.ReadOnly()) },
-		run:     func(_ string, seg *shm.Segment) error { return seg.Close() },
-		needs:   true,
-		alien:   true,
-	},
-	"Unlink":        {unlinks: true, run: func(name string, _ *shm.Segment) error { return shm.Unlink(name) }},
-	"SegmentUnlink": {unlinks: true, prepare: joined, run: func(_ string, seg *shm.Segment) error { return seg.Unlink() }},
-	"Reap":          {run: func(string, *shm.Segment) error { _, err := shm.Reap(); return err }},
-}
-
 var victimProgram = proctest.Register("victim", func(p *proctest.Parent) error {
 	runtime.LockOSThread()
 	op, name := operations[p.Args[0]], p.Args[1]
@@ -163,31 +111,6 @@ var victimProgram = proctest.Register("victim", func(p *proctest.Parent) error {
 	return err
 })
 
-// errorWord returns a word for err; those that a race can end in have one.
-func errorWord(err error) string {
-	switch {
-	case err == nil:
-		return "done"
-	case errors.Is(err, fs.ErrExist):
-		return "exist"
-	case errors.Is(err, fs.ErrNotExist):
-		return "notexist"
-	}
-	return err.Error()
-}
-
-// whereabouts says which block the first open Segment is attached to, and
-// whether that has its name.
-func whereabouts(segs []*shm.Segment) string {
-	for _, seg := range segs {
-		if info, err := seg.Stat(); err == nil {
-			info := info.Sys().(*shm.Info)
-			return fmt.Sprintf("%x %v", info.ID, info.Linked)
-		}
-	}
-	return "nowhere"
-}
-
 // readerProgram is a peer that may only read, if it runs as another user. It
 // answers each name with whether it could attach and what it read was intact,
 // stays attached until the next line, and answers that with the same again.
@@ -210,18 +133,6 @@ var readerProgram = proctest.Register("reader", func(p *proctest.Parent) error {
 		p.Say("closed")
 	}
 })
-
-// intact returns an error if the block does not hold what its first owner wrote.
-func intact(seg *shm.Segment) error {
-	b := make([]byte, size)
-	if _, err := seg.ReadAt(b, 0); err != nil {
-		return err
-	}
-	if !bytes.Equal(b, content) {
-		return errors.New("the data has changed")
-	}
-	return nil
-}
 
 // A world is what there is when the victim begins.
 type world struct {
@@ -310,21 +221,6 @@ func (s *scene) kill(t *testing.T) {
 }
 
 func path(name string) string { return filepath.Join(shmDir, name) }
-
-func must[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
-func blockID(t *testing.T, seg *shm.Segment) [16]byte {
-	t.Helper()
-	return must(seg.Stat())(t).Sys().(*shm.Info).ID
-}
 
 // victim is a process that is traced.
 type victim struct {
@@ -566,14 +462,6 @@ func TestKillPoints(t *testing.T) {
 	}
 	fmt.Printf("killpoints: %d points of %d operations in %d worlds, all killed at; calls: %s\n",
 		total, len(operations), len(worlds), strings.Join(sorted(calls), " "))
-}
-
-func sorted[T any](m map[string]T) (keys []string) {
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // killEverywhere returns the calls of the operation, after it has killed a

@@ -1,13 +1,14 @@
-// Package model explores the lifecycle protocol of Linux blocks exhaustively:
-// every interleaving of the system calls of up to three processes on one name,
-// with kills between any two of them. It is run by its tests and by nothing
+// Package model explores the lifecycle protocol of blocks exhaustively: every
+// interleaving of the system calls of up to three processes on one name, with
+// kills between any two of them, on Linux, and on darwin where it says so. It is run by its tests and by nothing
 // else; it shares no code with the library. To see what it finds:
 //
 //	go test -v ./internal/model            # tables of scenarios and of mutants
 //	go test -v ./internal/model -traces     # and the way to each violation
 //
-// protocol.go is the protocol, kernel.go the little of Linux that it stands on,
-// properties.go what must be so, explore.go the search.
+// protocol.go is the protocol, darwin.go what Create does on darwin alone,
+// kernel.go the little of a system that they stand on, properties.go what must be
+// so, explore.go the search.
 //
 // # What is modelled
 //
@@ -27,6 +28,21 @@
 //   - An Open may turn down a block that passed all checks of the lifecycle
 //     (Refuse), and a Close may give up waiting for M (Impatient): it takes back
 //     its count all the same, and leaves without a look at L.
+//
+// # Darwin
+//
+// The protocol above the lanes is the same. What differs is beneath and before:
+//
+//   - Lanes are words of a lock page that name processes. L exclusive is not kept:
+//     whoever has M has looked at all slots. That a killed process is gone shows to
+//     others at any later time; the model lets it show for each of its objects
+//     apart, which is more than can happen.
+//   - There are no ghosts, and read-only Opens without permission to write hold
+//     nothing, so they are not modelled.
+//   - An object has its name before its size, its lock page and its header. Which of
+//     two processes sets the size is a step of the system. An Open that comes before
+//     the object is ready finds nothing. A Create takes its creator for dead at any
+//     moment, right or wrong: how long it waits is nothing to the protocol.
 //
 // # What is not
 //
@@ -52,12 +68,17 @@
 //     it attaches, is excepted only from an outsider's act.
 //   - S4: when all are gone, a name remains only of a persistent block, or of one
 //     whose last user was killed, or gave up waiting for M, or found nobody but
-//     read-only or dying holders of L left when it closed.
+//     read-only or dying holders of L left when it closed. On darwin a name can
+//     also remain of a creator who was killed, or of one who was beaten to the
+//     size by a Create that was killed.
 //   - S5: whatever remains is gone after the next Create with its Close, or Open,
-//     or Reap, and neither Open nor a read-only one attaches to it. A persistent
+//     or Reap (on darwin, what was never ready: after the next Create), and neither
+//     Open nor a read-only one attaches to it. A persistent
 //     block is taken over, with a count of 1.
 //   - S6: from every state there is a way to where all processes have finished,
 //     on which nobody is killed and no ghost need go first.
+//   - S7: nobody takes for a block, and nobody can, what has no header yet. On
+//     Linux the header comes before the link, so that it is not a question.
 //   - S8: the count is never less than the number of counted users. While nobody
 //     holds M it is that number, unless a user was killed since the block was
 //     made or taken over.

@@ -134,7 +134,7 @@ func (g *graph) moves(s state, f func(move, *world) bool) {
 		}
 	}
 	for i := range s.loose {
-		if s.loose[i].ino != 0 && !try(move{kind: vanished, who: uint8(i)}) {
+		if s.loose[i].ino != 0 && !g.lacks(DeathDropsLocks) && !try(move{kind: vanished, who: uint8(i)}) {
 			return
 		}
 	}

@@ -27,18 +27,21 @@ type state struct {
 // An inode is a block: two words of its header, and what the properties need
 // to know about its past. Inodes are numbered from 1.
 type inode struct {
-	flags uint8
+	flags uint16
 	count int8
 }
 
 const (
-	inUse       uint8 = 1 << iota
-	dead              // header: state is DEAD
-	persistent        // header: outlives its users
-	unlinked          // lost its name to an explicit Unlink
-	removed           // lost its name to an outsider
-	excused           // may stay when all are gone: see world.excuse
-	overcounted       // a counted user was killed
+	inUse       uint16 = 1 << iota
+	dead               // header: state is DEAD
+	persistent         // header: outlives its users
+	unlinked           // lost its name to an explicit Unlink
+	removed            // lost its name to an outsider
+	excused            // may stay when all are gone: see world.excuse
+	overcounted        // a counted user was killed
+	sized              // darwin: has its size, and so a lock page
+	written            // header is complete
+	ready              // darwin: the lock page says that it is a block
 )
 
 // An ofd is an open file description. Locks belong to it: not to the process,
@@ -69,9 +72,11 @@ type proc struct {
 	pc   pc
 	then pc    // where to go on after release
 	call uint8 // index into the program
-	met  bool  // see world.meet
-	fd   ofd   // the block opened or attached
-	tmp  ofd   // the block Create is making; Unlink's own description
+
+	creating bool // in Create, perhaps of OpenOrCreate
+	met      bool // see world.meet
+	fd       ofd  // the block opened or attached
+	tmp      ofd  // the block Create is making; Unlink's own description
 }
 
 // A world is a state in the course of one step, and what the step showed.
@@ -144,10 +149,16 @@ func (w *world) open(d *ofd) bool {
 }
 
 // tmpfile is open(2) with O_TMPFILE, and the writing of the header.
-func (w *world) tmpfile(d *ofd, flags uint8) {
+func (w *world) tmpfile(d *ofd, flags uint16) {
+	w.create(d, flags|sized|written|ready)
+	w.inode(d).count = 1
+}
+
+// create makes a new inode.
+func (w *world) create(d *ofd, flags uint16) {
 	for i := range w.inodes {
 		if w.inodes[i].flags == 0 {
-			w.inodes[i] = inode{flags: inUse | flags, count: 1}
+			w.inodes[i] = inode{flags: inUse | flags}
 			*d = ofd{ino: uint8(i + 1)}
 			if w.record {
 				w.say("block %s", letter(d.ino))
@@ -190,7 +201,9 @@ func (w *world) lock(d *ofd, want uint8) bool {
 		}
 	}
 	ok := w.others(d)&conflict == 0
-	if ok {
+	if ok && want == exclusiveL && w.Darwin {
+		// Under M, all slots but one's own seen free. Nothing is stored.
+	} else if ok {
 		d.held = d.held&^lane | want
 		if d.held&sharedL == 0 {
 			d.held &^= inside
@@ -249,6 +262,13 @@ func (w *world) kill(p *proc) {
 	w.kills--
 	if p.fd.ino != 0 {
 		w.noteKill(&p.fd)
+	}
+	if w.Darwin && p.creating {
+		for _, d := range []ofd{p.fd, p.tmp} { // they have their names already
+			if d.ino != 0 && w.inode(&d).flags&ready == 0 {
+				w.inode(&d).flags |= excused | overcounted
+			}
+		}
 	}
 	for _, d := range []ofd{p.fd, p.tmp} {
 		if d.held&locks != 0 {

@@ -34,6 +34,7 @@ func of(programs ...[]Call) Scenario { return Scenario{Programs: programs} }
 func (sc Scenario) killing(n uint8) Scenario  { sc.Kills = n; return sc }
 func (sc Scenario) haunted(n uint8) Scenario  { sc.Ghosts = n; return sc }
 func (sc Scenario) removing(n uint8) Scenario { sc.Removals = n; return sc }
+func (sc Scenario) darwin() Scenario          { sc.Darwin = true; return sc }
 func (sc Scenario) refuse() Scenario          { sc.Refuse = true; return sc }
 func (sc Scenario) impatient() Scenario       { sc.Impatient = true; return sc }
 
@@ -60,6 +61,7 @@ func (sc Scenario) String() string {
 			fmt.Fprintf(&b, "+%d %s ", n.n, n.what)
 		}
 	}
+	b.WriteString(pick(sc.Darwin, "on darwin ", ""))
 	b.WriteString(pick(sc.Refuse, "+refuse ", "") + pick(sc.Impatient, "+impatient ", ""))
 	return strings.TrimSpace(b.String())
 }
@@ -103,10 +105,38 @@ var small = []Scenario{
 	of(oocPers, oocPers, unl).killing(1).removing(1).tolerate(R1),
 }
 
+// darwinSmall has no ghosts, since no locks are in descriptions, and no read-only
+// Open, since those that may not write hold nothing.
+var darwinSmall = []Scenario{
+	of(ooc, ooc, ooc).darwin(),
+	of(ooc, ooc, ooc).darwin().killing(1),
+	of(ooc, ooc, ooc).darwin().killing(2),
+	of(ooc, ooc, opn).darwin().killing(2).refuse().impatient(),
+	of(ooc, crt, opn).darwin().killing(2),
+	of(crt, crt, opn).darwin().killing(2),
+	of(crt, crt, crt).darwin().killing(2),
+	of(oocTwice, oocTwice).darwin().killing(2),
+	of(oocTwice, oocTwice, opn).darwin().killing(1),
+
+	of(ooc, ooc, unl).darwin().killing(2),
+	of(ooc, ooc, oocUnl).darwin().killing(2),
+	of(oocTwice, crt, unl).darwin().killing(1),
+	of(oocTwice, unl, unl).darwin().killing(2),
+
+	of(oocPers, oocPers, opn).darwin().killing(2),
+	of(oocPers, crtPers, unl).darwin().killing(2),
+	of(crtPers, ooc, opn).darwin().killing(2),
+
+	of(ooc, crt).darwin().killing(2).removing(2).tolerate(R1),
+	of(ooc, crt, opn).darwin().killing(1).removing(1).tolerate(R1),
+	of(ooc, ooc, unl).darwin().killing(1).removing(2).tolerate(R1),
+}
+
 var big = []Scenario{
 	of(oocTwice, oocTwice, ooc).killing(2),
 	of(oocTwice, oocTwice, unl).killing(2).removing(1).tolerate(R1),
 	of(oocTwice, oocTwice, oocTwice),
+	of(ooc, ooc, crt).darwin().killing(1).removing(1).tolerate(R1),
 }
 
 // mutants lists what the protocol cannot do without, each with scenarios that
@@ -136,13 +166,28 @@ var mutants = []struct {
 	{"Close: the count says who is last, one kill", of(ooc, ooc, opn).killing(1).without(LProvesLast), S4},
 	{"Unlink: no M", of(oocTwice, unl, unl).without(UnlinkTakesM), S1},
 	{"Unlink: no identity check", of(oocTwice, unl, unl).without(UnlinkChecksName), S1},
+	{"darwin: Open takes what is not ready", of(ooc, opn).darwin().without(OpenChecksReady), S7},
+	{"darwin: Open: no M", of(oocTwice, ooc).darwin().without(OpenTakesM), S9},
+	{"darwin: Create: no M", of(ooc, ooc).darwin().without(CreateTakesM), S1},
+	{"darwin: Create: no identity check", of(ooc, ooc).darwin().without(CreateChecksName), S3},
+	{"darwin: Create: ready before the header", of(ooc, opn).darwin().without(CreateReadyLast), S7},
+	{"darwin: Create: slot after M", of(ooc, ooc).darwin().without(CreateLocksFirst), S8},
+	{"darwin: a newborn without size is just unlinked", of(ooc, ooc, ooc).darwin().without(AbortElects), S1},
+	{"darwin: a newborn is unlinked without M", of(ooc, ooc).darwin().without(AbortTakesM), S1},
+	{"darwin: a newborn is not looked at again under M", of(ooc, ooc).darwin().without(AbortChecksReady), S1},
+	{"darwin: a newborn is unlinked without identity check", of(ooc, ooc, ooc).darwin().without(AbortChecksName), S1},
+	{"darwin: bury: no identity check, one Unlink", of(ooc, ooc, unl).darwin().without(BuryChecksName), S1},
+	{"darwin: Close: no M, one Unlink", of(oocTwice, unl).darwin().without(CloseTakesM), S1},
+	{"darwin: Unlink: no M", of(oocTwice, unl, unl).darwin().without(UnlinkTakesM), S1},
+	{"darwin: Unlink: no identity check", of(oocTwice, unl, unl).darwin().without(UnlinkChecksName), S1},
+	{"darwin: the locks of the dead count", of(ooc, ooc).darwin().killing(1).without(DeathDropsLocks), S6},
 	{"no F_UNLCK before close, read-only peer", of(ooc, ro).haunted(1).without(ExplicitUnlock), S4},
 	{"no F_UNLCK before close, counted peer", of(ooc, ooc).haunted(1).without(ExplicitUnlock), S6},
 }
 
 // TestProtocol explores the protocol as it stands.
 func TestProtocol(t *testing.T) {
-	scs := small
+	scs := append(small[:len(small):len(small)], darwinSmall...)
 	if !testing.Short() && !raw.Race {
 		scs = append(scs[:len(scs):len(scs)], big...)
 	}
@@ -171,7 +216,7 @@ func TestMutants(t *testing.T) {
 		scs = append(scs, m.sc)
 		all |= m.sc.Without
 	}
-	if want := (ExplicitUnlock<<1 - 1) &^ BuryMarks; all != want {
+	if want := Guard(allGuards) &^ BuryMarks; all != want {
 		t.Errorf("guards %b have mutants, want %b", all, want)
 	}
 	table := newTable("mutant\tscenario\tviolates\tin steps")

@@ -4,14 +4,16 @@ package model
 // comment for the exact form of each.
 type Property uint8
 
+// The properties; Holds is that none is violated.
 const (
-	Holds Property = iota // no property is violated
+	Holds Property = iota
 	S1
 	S2
 	S3
 	S4
 	S5
 	S6
+	S7
 	S8
 	S9
 	S10
@@ -19,7 +21,7 @@ const (
 )
 
 func (p Property) String() string {
-	return [...]string{"holds", "S1", "S2", "S3", "S4", "S5", "S6", "S8", "S9", "S10", "R1"}[p]
+	return [...]string{"holds", "S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "R1"}[p]
 }
 
 func (w *world) violate(p Property, why string) {
@@ -31,7 +33,7 @@ func (w *world) violate(p Property, why string) {
 // attach makes p a user of the block in p.fd.
 func (w *world) attach(p *proc) {
 	b, call := w.inode(&p.fd), w.program()[p.call]
-	opened := p.pc != createLink
+	opened := !p.creating
 	if opened && b.flags&persistent == 0 && !p.met {
 		w.violate(S9, "attached to a block that had no user at any time of this Open")
 	}
@@ -62,7 +64,7 @@ func (w *world) meet(p *proc, as uint8) {
 func (w *world) begun(p *proc) {
 	d := ofd{ino: w.name}
 	p.met = p.met || w.others(&d)&p.counts() != 0 ||
-		p.tmp.ino != 0 && (w.inode(&d).flags&persistent != 0 || w.closing(&d))
+		p.creating && (w.inode(&d).flags&persistent != 0 || w.closing(&d))
 }
 
 // closing reports whether a last user has not returned from its Close. A
@@ -74,13 +76,13 @@ func (w *world) closing(d *ofd) bool {
 			return true
 		}
 	}
-	return false
+	return w.Darwin && w.others(d)&dying != 0 // its slot is all that can be seen of it
 }
 
 // wants reports whether q.met is about the block ino: the one that an Open has
 // opened, that has the name a Create wants, or that its reap looks at.
 func (w *world) wants(q *proc, ino uint8) bool {
-	if q.tmp.ino != 0 {
+	if q.creating {
 		return ino == w.name || ino == q.fd.ino
 	}
 	return openName < q.pc && q.pc < createTmp && ino == q.fd.ino
@@ -182,8 +184,11 @@ func (w *world) check() {
 		}
 	}
 	for i := range w.inodes {
-		if w.inodes[i].flags != 0 {
+		switch w.inodes[i].flags & (written | ready) {
+		case written | ready:
 			w.checkCount(uint8(i + 1))
+		case ready:
+			w.violate(S7, "a block can be opened before its header is written")
 		}
 	}
 }
@@ -225,7 +230,7 @@ func (w *world) checkQuiet() {
 		return
 	}
 	b := w.inodes[w.name-1]
-	if b.flags&persistent != 0 {
+	if b.flags&persistent != 0 && b.flags&ready != 0 {
 		w.checkAdoption()
 		return
 	}
@@ -233,7 +238,9 @@ func (w *world) checkQuiet() {
 		w.violate(S4, "everybody left cleanly, and a name remains")
 	}
 	for _, call := range []Call{Open, Create, Reap} {
-		if end, users := w.alone(call, Close); end.name != 0 || users != (call == Create) {
+		// What is not a block yet does not exist for others than Create.
+		kept := b.flags&ready == 0 && call != Create
+		if end, users := w.alone(call, Close); (end.name != 0) != kept || users != (call == Create) {
 			w.violate(S5, "an orphan is not reclaimed by "+call.String())
 		}
 	}
@@ -250,8 +257,8 @@ func (w *world) checkAdoption() {
 // alone runs one process in what w has left behind, and reports whether it
 // was attached on its way.
 func (w *world) alone(calls ...Call) (end state, attached bool) {
-	sc := &Scenario{Programs: [][]Call{calls}, Without: w.Without}
-	v := world{Scenario: sc, state: w.state}
+	sc := &Scenario{Programs: [][]Call{calls}, Darwin: w.Darwin, Without: w.Without}
+	v := world{Scenario: sc, state: w.state, choice: true}
 	v.procs = sc.start().procs
 	v.kills, v.ghosts, v.rms = 0, 0, 0
 	for range 100 {

@@ -7,7 +7,8 @@ const (
 	finished pc = iota
 	killed
 
-	openName // Open, with write permission
+	openName  // Open, with write permission
+	openReady // on darwin
 	openM
 	openProbe
 	openAdopt
@@ -26,7 +27,24 @@ const (
 	createLink
 	createLateL
 
-	reapName // reap, by Create or by itself
+	bornName // Create on darwin
+	bornSize
+	bornM
+	bornCheck
+	bornHeader
+	bornReady
+	bornUnlockM
+
+	lookName // what has the name that Create wants, on darwin
+	lookState
+	lookSize
+	lookM
+	lookAgain
+	abortCheck
+	abortUnlink
+
+	reapName  // reap, by Create or by itself
+	reapReady // on darwin
 	reapAsk
 	reapM
 	reapProbe
@@ -40,7 +58,8 @@ const (
 	closeCount
 	closeProbe
 
-	unlinkName // Unlink
+	unlinkName  // Unlink
+	unlinkReady // on darwin
 	unlinkM
 	unlinkCheck
 	unlinkUnlink
@@ -64,7 +83,13 @@ var places = [...]string{
 	readCheck: "OpenRO [4] stat(name)", readState: "OpenRO [5] state",
 	createTmp: "Create [1] O_TMPFILE, header, [2] L shared", createLink: "Create [3] linkat",
 	createLateL: "Create (mutant) L shared",
-	reapName:    "reap [1] open(name)", reapAsk: "reap [2] ask for L", reapM: "reap [3] try M",
+	openReady:   "Open [1a] ready?", reapReady: "reap [1a] ready?", unlinkReady: "Unlink [1a] ready?",
+	bornName: "Create [1] shm_open(name)", bornSize: "Create [2] ftruncate", bornM: "Create [3] M", bornCheck: "Create [4] stat(name)",
+	bornHeader: "Create [5] L shared, header", bornReady: "Create [6] ready", bornUnlockM: "Create [7] release M",
+	lookName: "look [1] open(name)", lookState: "look [2] size, ready?", lookSize: "look [3] ftruncate",
+	lookM: "look [4] try M", lookAgain: "look [5] ready?",
+	abortCheck: "abort [1] stat(name)", abortUnlink: "abort [2] unlink(name)",
+	reapName: "reap [1] open(name)", reapAsk: "reap [2] ask for L", reapM: "reap [3] try M",
 	reapProbe: "reap [4] try L exclusive",
 	buryMark:  "bury [1] state=DEAD", buryCheck: "bury [2] stat(name)", buryUnlink: "bury [3] unlink(name)",
 	closeDropL: "Close (mutant) drop L",
@@ -86,7 +111,9 @@ func (w *world) step(p *proc) {
 			break
 		}
 		w.begun(p)
-		w.enter(p, pick(w.lacks(OpenTakesM), openProbe, openM))
+		w.enter(p, pick(w.Darwin, openReady, pick(w.lacks(OpenTakesM), openProbe, openM)))
+	case openReady:
+		w.enterIf(p, w.isReady(p), pick(w.lacks(OpenTakesM), openProbe, openM), notExist)
 	case openM: // busy: its holder is at work or dying, and the block's fate open
 		w.enterIf(p, w.lock(&p.fd, laneM), openProbe, openName)
 	case openProbe:
@@ -162,6 +189,7 @@ func (w *world) step(p *proc) {
 		}
 
 	case createTmp: // private until the link, so one step
+		p.creating = true
 		w.tmpfile(&p.tmp, w.program()[p.call].flags())
 		if !w.lacks(CreateLocksFirst) {
 			w.lock(&p.tmp, sharedL)
@@ -178,6 +206,7 @@ func (w *world) step(p *proc) {
 		w.enter(p, pick(w.lacks(CreateLocksFirst), createLateL, attached))
 	case createLateL:
 		if w.lock(&p.fd, sharedL) {
+			w.attach(p)
 			w.enter(p, attached)
 		}
 
@@ -186,7 +215,9 @@ func (w *world) step(p *proc) {
 			w.leave(p, done)
 			break
 		}
-		w.enter(p, reapAsk)
+		w.enter(p, pick(w.Darwin, reapReady, reapAsk))
+	case reapReady:
+		w.enterIf(p, w.isReady(p), reapAsk, done)
 	case reapAsk:
 		switch held := w.ask(&p.fd); {
 		case held&sharedL != 0 || held != 0 && w.lacks(ReapYields):
@@ -250,6 +281,13 @@ func (w *world) step(p *proc) {
 			w.enter(p, done)
 			break
 		}
+		w.enter(p, pick(w.Darwin, unlinkReady, pick(w.lacks(UnlinkTakesM), unlinkCheck, unlinkM)))
+	case unlinkReady:
+		if w.inode(&p.tmp).flags&ready == 0 {
+			p.tmp = ofd{}
+			w.enter(p, done)
+			break
+		}
 		w.enter(p, pick(w.lacks(UnlinkTakesM), unlinkCheck, unlinkM))
 	case unlinkM:
 		if !w.lock(&p.tmp, laneM) {
@@ -278,7 +316,7 @@ func (w *world) step(p *proc) {
 		w.enter(p, to)
 
 	default:
-		panic("model: no step at " + places[p.pc])
+		w.stepDarwin(p)
 	}
 }
 
@@ -292,7 +330,7 @@ func (w *world) bury(p *proc, to pc) {
 // leave has p release its block and go to. Closing a description without
 // locks is nothing that anybody could notice, and so no step.
 func (w *world) leave(p *proc, to pc) {
-	p.met = p.met && p.tmp.ino != 0 // only Create goes on to ask
+	p.met = p.met && p.creating // only Create goes on to ask
 	if p.fd.held&locks == 0 {
 		p.fd = ofd{}
 		w.enter(p, to)
@@ -319,11 +357,11 @@ func (w *world) enter(p *proc, to pc) {
 	switch {
 	case to == notExist && call.creates():
 		p.met = false
-		p.pc = createTmp
-	case to == done && p.tmp.ino != 0:
-		p.pc = createLink
+		p.pc = pick(w.Darwin, bornName, createTmp)
+	case to == done && p.creating:
+		p.pc = pick(w.Darwin, bornName, createLink)
 	case to == exist && call.opens():
-		p.tmp, p.met = ofd{}, false
+		p.tmp, p.creating, p.met = ofd{}, false, false
 		p.pc = openName
 	case to == exist && call.creates():
 		w.checkExist(p)
@@ -339,7 +377,7 @@ func (w *world) enter(p *proc, to pc) {
 // next begins the next call of the program of p.
 func (w *world) next(p *proc) {
 	p.call++
-	p.met = false
+	p.creating, p.met = false, false
 	w.begin(p)
 }
 
@@ -357,7 +395,9 @@ func (w *world) begin(p *proc) {
 		w.leave(p, done)
 	case call == Close:
 		p.pc = pick(w.lacks(CloseKeepsL), closeDropL, closeM)
-	default:
+	case call.opens() || !call.creates():
 		p.pc = call.start()
+	default:
+		p.pc = pick(w.Darwin, bornName, createTmp)
 	}
 }

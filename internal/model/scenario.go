@@ -3,6 +3,7 @@ package model
 // A Call is what a process asks of the library.
 type Call uint8
 
+// The calls: the functions of the library, with the options that matter here.
 const (
 	Open Call = iota
 	OpenReadOnly
@@ -29,13 +30,14 @@ func (c Call) creates() bool {
 	return c == Create || c == CreatePersistent || c == OpenOrCreate || c == OpenOrCreatePersistent
 }
 
-// start is the first place of c, flags those of a block that it creates.
+// start is the first place of c, if that is not Create alone; flags are those of
+// a block that it creates.
 func (c Call) start() pc {
-	return [...]pc{Open: openName, OpenReadOnly: readName, Create: createTmp, CreatePersistent: createTmp,
+	return [...]pc{Open: openName, OpenReadOnly: readName,
 		OpenOrCreate: openName, OpenOrCreatePersistent: openName, Reap: reapName, Unlink: unlinkName}[c]
 }
 
-func (c Call) flags() uint8 {
+func (c Call) flags() uint16 {
 	if c == CreatePersistent || c == OpenOrCreatePersistent {
 		return persistent
 	}
@@ -45,6 +47,7 @@ func (c Call) flags() uint8 {
 // A Guard is a part of the protocol that a mutant can go without.
 type Guard uint32
 
+// The guards, each of which a mutant shows to be needed.
 const (
 	OpenChecksName   Guard = 1 << iota // identity check once L is held
 	OpenChecksState                    // state check once L is held
@@ -62,6 +65,19 @@ const (
 	UnlinkTakesM
 	UnlinkChecksName
 	ExplicitUnlock // F_UNLCK before close(2)
+
+	// Of darwin.
+	OpenChecksReady // what is not a block yet does not exist
+	CreateTakesM    // from before the block is one until it is
+	CreateChecksName
+	CreateReadyLast
+	AbortElects // ftruncate, before an object without size is taken for abandoned
+	AbortTakesM
+	AbortChecksReady // again, under M
+	AbortChecksName
+	DeathDropsLocks // the locks of processes that have ended count for nothing
+
+	allGuards = 1<<iota - 1
 )
 
 // A Scenario is a question to the model: programs, at most maxProcs, on one
@@ -72,6 +88,7 @@ type Scenario struct {
 	Ghosts   uint8 // descriptions kept by a child between fork and exec, at most
 	Removals uint8 // times that an outsider removes the name, at most
 
+	Darwin    bool // the lock page, and blocks that have their names before they are ready
 	Refuse    bool // an Open may turn down the block that it has locked
 	Impatient bool // a Close may give up waiting for M
 

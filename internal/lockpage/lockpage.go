@@ -1,0 +1,174 @@
+// Package lockpage keeps the locks of a block in the block itself, for systems
+// whose kernel keeps none on shared memory. Each lock names the process that
+// holds it, so that the locks of a process that has ended count for nothing: to
+// everybody else it is as if a kernel had dropped them, all in one moment.
+//
+// There is a mutex, and there are slots, one for each attachment. Slots are
+// taken under the mutex and given up at any time.
+package lockpage
+
+import (
+	"sync/atomic"
+
+	"github.com/shmkit/shm/internal/raw"
+)
+
+// Where the words are in the page, each on cache lines of its own, all eight
+// bytes and only ever changed by atomic operations. In a new object all are 0.
+const (
+	offReady    = 0   // 1 once the object is a block
+	offMutex    = 128 // token of the holder
+	offArrivals = 256 // how often a slot has been taken
+	offID       = 384 // two random words
+	offSlots    = 512 // tokens, to the end of the page
+)
+
+// A Page is one attachment's view of a lock page. Its methods are not safe for
+// concurrent use; different Pages of one page are, in any number of processes.
+type Page struct {
+	b      []byte
+	self   uint64
+	gone   func(token uint64) bool
+	locked bool
+	slot   int // index of the one that is ours, or none
+}
+
+const none = -1
+
+// New returns a view of the page b. Self is the token of this process: a number
+// that no other process has, not even one that comes after it. Gone reports
+// whether the process with a token has ended; it may say no out of doubt, and
+// whatever it says of a token that was never anybody's does no harm.
+func New(b []byte, self uint64, gone func(token uint64) bool) *Page {
+	return &Page{b: b, self: self, gone: gone, slot: none}
+}
+
+func (p *Page) word(off int) *atomic.Uint64   { return raw.Uint64(p.b, off) }
+func (p *Page) slotWord(i int) *atomic.Uint64 { return p.word(offSlots + 8*i) }
+
+// Slots is how many attachments there can be.
+func (p *Page) Slots() int { return (len(p.b) - offSlots) / 8 }
+
+// Ready reports whether the object is a block. A new one is not.
+func (p *Page) Ready() bool { return p.word(offReady).Load() == 1 }
+
+// SetReady makes it one; the mutex must be held.
+func (p *Page) SetReady() {
+	step("ready")
+	p.word(offReady).Store(1)
+}
+
+// ID returns what tells this object from all others, zero if it has none yet.
+func (p *Page) ID() [2]uint64 {
+	return [2]uint64{p.word(offID).Load(), p.word(offID + 8).Load()}
+}
+
+// SetID gives the object an id; the mutex must be held.
+func (p *Page) SetID(id [2]uint64) {
+	for i, v := range id {
+		step("id")
+		p.word(offID + 8*i).Store(v)
+	}
+}
+
+// Lock takes the mutex, without waiting, and reports whether p holds it.
+func (p *Page) Lock() bool {
+	w := p.word(offMutex)
+	holder := w.Load()
+	// A holder that is gone does not come back: if the word has changed by the
+	// time it is swapped, somebody else has it now.
+	if !p.locked && (holder == 0 || p.gone(holder)) {
+		step("mutex")
+		p.locked = w.CompareAndSwap(holder, p.self)
+	}
+	return p.locked
+}
+
+// Abandoned reports whether the process that took the mutex has ended with it.
+func (p *Page) Abandoned() bool {
+	holder := p.word(offMutex).Load()
+	return holder != 0 && p.gone(holder)
+}
+
+// Unlock gives up the mutex if it is held.
+func (p *Page) Unlock() {
+	if p.locked {
+		p.locked = false
+		step("unlock")
+		p.word(offMutex).CompareAndSwap(p.self, 0)
+	}
+}
+
+// Join takes a slot, unless p has one, and reports whether it could: there may
+// be none left. The mutex must be held.
+func (p *Page) Join() bool {
+	for _, reuse := range []bool{false, true} {
+		for i := 0; i < p.Slots() && p.slot == none; i++ {
+			w := p.slotWord(i)
+			holder := w.Load()
+			if holder != 0 && !(reuse && p.gone(holder)) {
+				continue
+			}
+			step("slot")
+			if w.CompareAndSwap(holder, p.self) {
+				p.slot = i
+				p.word(offArrivals).Add(1)
+			}
+		}
+	}
+	return p.slot != none
+}
+
+// Leave gives up the slot if p has one.
+func (p *Page) Leave() {
+	if p.slot != none {
+		step("leave")
+		p.slotWord(p.slot).CompareAndSwap(p.self, 0)
+		p.slot = none
+	}
+}
+
+// Alone reports whether no process that has not ended has a slot but p itself,
+// and frees the slots of those that have. The mutex must be held.
+func (p *Page) Alone() bool {
+	for i := range p.Slots() {
+		w := p.slotWord(i)
+		holder := w.Load()
+		if i == p.slot || holder == 0 {
+			continue
+		}
+		if !p.gone(holder) {
+			return false
+		}
+		step("free")
+		w.CompareAndSwap(holder, 0)
+	}
+	return true
+}
+
+// Others reports whether somebody else has a slot. It needs no mutex and
+// changes nothing.
+func (p *Page) Others() bool {
+	const tries = 100
+	for range tries {
+		before := p.word(offArrivals).Load()
+		if p.others() {
+			return true
+		}
+		// Someone may have come to a slot that had been looked at and then someone
+		// left another that had not. Without arrivals, what was seen was so at the end.
+		if p.word(offArrivals).Load() == before {
+			return false
+		}
+	}
+	return true // so many arrivals
+}
+
+func (p *Page) others() bool {
+	for i := range p.Slots() {
+		if holder := p.slotWord(i).Load(); i != p.slot && holder != 0 && !p.gone(holder) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,115 @@
+package model
+
+// isReady is what openObject of darwin asks of what p has opened.
+func (w *world) isReady(p *proc) bool {
+	is := w.inode(&p.fd).flags&ready != 0
+	if w.record {
+		w.say("%s", pick(is, "a block", "not a block yet"))
+	}
+	if !is && w.lacks(OpenChecksReady) {
+		w.violate(S7, "took for a block what is not one yet")
+		return true
+	}
+	return is
+}
+
+// beaten has p start over, because its object was taken for abandoned, or has
+// lost its name. Whoever did that sees to the name.
+func (w *world) beaten(p *proc) {
+	w.say("beaten")
+	p.tmp = ofd{}
+	w.enter(p, bornName)
+}
+
+// stepDarwin has the steps of Create that are only there on darwin.
+func (w *world) stepDarwin(p *proc) {
+	switch p.pc {
+
+	case bornName: // O_CREAT and O_EXCL
+		p.creating = true
+		if w.name != 0 {
+			w.say("EEXIST")
+			w.begun(p)
+			w.enter(p, lookName)
+			break
+		}
+		w.create(&p.tmp, w.program()[p.call].flags())
+		w.name = p.tmp.ino
+		w.enter(p, bornSize)
+	case bornSize: // the system lets one succeed
+		if w.inode(&p.tmp).flags&sized != 0 {
+			w.beaten(p)
+			break
+		}
+		w.inode(&p.tmp).flags |= sized
+		w.enter(p, pick(w.lacks(CreateTakesM), pick(w.lacks(CreateChecksName), bornHeader, bornCheck), bornM))
+	case bornM:
+		if !w.lock(&p.tmp, laneM) {
+			w.beaten(p)
+			break
+		}
+		w.enter(p, pick(w.lacks(CreateReadyLast), bornReady, pick(w.lacks(CreateChecksName), bornHeader, bornCheck)))
+	case bornCheck:
+		if !w.named(&p.tmp) {
+			w.beaten(p) // and M is free again
+			break
+		}
+		w.enter(p, bornHeader)
+	case bornHeader: // nobody looks at it yet, so one step
+		if !w.lacks(CreateLocksFirst) {
+			w.lock(&p.tmp, sharedL)
+		}
+		w.inode(&p.tmp).flags |= written
+		w.inode(&p.tmp).count = 1
+		w.enter(p, pick(w.lacks(CreateReadyLast), bornUnlockM, bornReady))
+	case bornReady:
+		w.inode(&p.tmp).flags |= ready
+		if p.fd, p.tmp = p.tmp, (ofd{}); p.fd.held&sharedL != 0 {
+			w.attach(p)
+		}
+		w.enter(p, bornUnlockM)
+	case bornUnlockM:
+		w.unlock(&p.fd, laneM)
+		w.enter(p, pick(w.lacks(CreateLocksFirst), createLateL, attached))
+
+	case lookName:
+		if !w.open(&p.fd) {
+			w.leave(p, bornName)
+			break
+		}
+		w.enter(p, lookState)
+	case lookState: // the creator's time is up, or is not
+		switch b := w.inode(&p.fd); {
+		case b.flags&ready != 0:
+			w.leave(p, reapName)
+		case !w.maybe():
+		case b.flags&sized != 0:
+			w.enter(p, pick(w.lacks(AbortTakesM), lookAgain, lookM))
+		case w.lacks(AbortElects):
+			p.then = bornName
+			w.enter(p, abortCheck)
+		default:
+			w.enter(p, lookSize)
+		}
+	case lookSize: // the creator cannot set it any more, and starts over
+		w.inode(&p.fd).flags |= sized
+		w.enter(p, lookState)
+	case lookM: // busy: the creator is at work, or another like p
+		w.enterIf(p, w.lock(&p.fd, laneM), lookAgain, bornName)
+	case lookAgain:
+		if w.inode(&p.fd).flags&ready != 0 && !w.lacks(AbortChecksReady) {
+			w.leave(p, reapName)
+			break
+		}
+		p.then = bornName
+		w.enter(p, pick(w.lacks(AbortChecksName), abortUnlink, abortCheck))
+	case abortCheck:
+		w.enter(p, pick(w.named(&p.fd), abortUnlink, release))
+	case abortUnlink:
+		w.unlink(&p.fd, false)
+		w.enter(p, release)
+
+	default:
+		panic("model: no step at " + places[p.pc])
+	}
+}

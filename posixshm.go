@@ -1,0 +1,408 @@
+//go:build darwin || standin
+
+package shm
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/shmkit/shm/internal/lockpage"
+	"github.com/shmkit/shm/internal/raw"
+)
+
+// Blocks on POSIX shared memory objects as darwin has them: all but the system
+// calls, which are in platform_darwin.go. Such an object has no locks, no
+// identity and no directory; it has its name before anything is in it; and it
+// gets its size once, for good. What is lacking is made up for by
+//
+//   - a lock page in the object, in what the header leaves of the first 16 KiB:
+//     see package lockpage. Its locks are held by processes.
+//   - the sticky bit in the object's mode, which the system keeps and does not
+//     heed. It tells an object that is to be a block of ours, and has a lock page
+//     from the moment it has a size, from all that other programs make.
+//   - publication: an object is a block when its lock page says so, which is the
+//     last thing that its creator does. Before, Open does not see it, and a
+//     Create that finds its creator dead, or too slow, takes the name away from
+//     it. Of several processes that set its size the system lets one succeed.
+//
+// The system calls, each with the system's errors, are sysShmOpen, sysShmUnlink,
+// sysFtruncate, sysFstat, sysMmap, sysProtect, sysMunmap, sysClose, and
+// sysStartTime, which returns ESRCH for a process that has ended.
+const (
+	maxName = sysMaxName - 1 // the slash in front
+
+	// The page size on arm64. On amd64 it is less, but a process that runs there
+	// by translation shares memory with others that do not.
+	objectPage    = 16 << 10
+	headerLength  = objectPage
+	lockPageStart = 4 << 10 // to objectPage
+
+	bornNamed = true
+	namesStay = false
+	hasFile   = false
+
+	birthMark = 0o1000
+)
+
+// objectStat is what the system knows of an object. Nothing of it changes once
+// the size is set.
+type objectStat struct {
+	mode uint32 // permission bits and the sticky bit
+	uid  uint32
+	size int64 // rounded up to pages; 0 if it is not set
+}
+
+// object is an open handle on a backing object.
+type object struct {
+	fd       int
+	writable bool
+	objectStat
+	head   []byte         // the first objectPage bytes, mapped, if it is ours and has a size
+	page   *lockpage.Page // in head
+	unborn string         // its name, until it is published
+}
+
+// createObject makes an object of size bytes that has its name, but is no block
+// before publish; if it is unlocked before, the name goes. It returns
+// fs.ErrExist if the name is taken, marked with again unless by a block. The
+// memory is not reserved: there is no call for that.
+func createObject(name string, size int64, c config) (*object, error) {
+	mode := uint32(c.perm)
+	if !c.has(optHeaderless) {
+		mode |= birthMark
+	}
+	fd, err := sysShmOpen("/"+name, syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL, mode)
+	switch {
+	case errors.Is(err, fs.ErrExist) && !isBlock(name):
+		return nil, again{err}
+	case err != nil:
+		return nil, spaceErr(err)
+	}
+	o := &object{fd: fd, writable: true, unborn: name}
+	if err := o.prepare(size); err != nil {
+		o.unlock()
+		o.close()
+		return nil, spaceErr(err)
+	}
+	return o, nil
+}
+
+// prepare sets the size of a new object, and takes its mutex.
+func (o *object) prepare(size int64) error {
+	failure := sysFtruncate(o.fd, (size+objectPage-1)&^(objectPage-1))
+	if failure != nil {
+		// Either somebody else has set the size, or the system does not like it. A
+		// size of ours makes sure that nobody else will, and the name can go.
+		failure = fmt.Errorf("%w: %w", ErrNoSpace, failure)
+		if errors.Is(sysFtruncate(o.fd, objectPage), syscall.EINVAL) {
+			failure = again{fs.ErrExist}
+		}
+	}
+	if err := o.load(); err != nil {
+		return err
+	}
+	if o.page != nil && !o.page.Lock() {
+		o.unborn = "" // whoever has the mutex sees to the name
+		return again{fs.ErrExist}
+	}
+	if failure != nil || o.page == nil {
+		return failure
+	}
+	// The name can be gone by now: another process has thought us dead, or a
+	// program has unlinked what it found empty, as CPython's SharedMemory does. The
+	// former cannot happen from here on.
+	o.page.SetID(newID())
+	named, err := o.named(o.unborn)
+	if err == nil && !named {
+		return again{fs.ErrExist}
+	}
+	return err
+}
+
+func newID() (id [2]uint64) {
+	var b [16]byte
+	rand.Read(b[:])
+	return [2]uint64{binary.NativeEndian.Uint64(b[:]), binary.NativeEndian.Uint64(b[8:])}
+}
+
+// load finds out what there is to know of an open object.
+func (o *object) load() error {
+	var err error
+	if o.objectStat, err = sysFstat(o.fd); err != nil || o.head != nil || !o.ours() || o.size == 0 {
+		return err
+	}
+	me, err := self()
+	if err != nil {
+		return err
+	}
+	if o.head, err = sysMmap(o.fd, objectPage, o.writable); err != nil {
+		return spaceErr(err)
+	}
+	o.page = lockpage.New(o.head[lockPageStart:], me, gone)
+	return nil
+}
+
+// ours reports whether the object was made to be a block with a header.
+func (o *object) ours() bool {
+	return o.mode&birthMark != 0 && (o.size == 0 || o.size >= objectPage)
+}
+
+// published reports whether an object of ours has become a block.
+func (o *object) published() bool { return o.page != nil && o.page.Ready() }
+
+// lookUp opens whatever has the name.
+func lookUp(name string, write bool) (*object, error) {
+	flags := syscall.O_RDONLY
+	if write {
+		flags = syscall.O_RDWR
+	}
+	fd, err := sysShmOpen("/"+name, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	o := &object{fd: fd, writable: write}
+	if err := o.load(); err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// openObject opens the object called name. One that is to become a block does
+// not exist before it is one.
+func openObject(name string, write bool) (*object, error) {
+	o, err := lookUp(name, write)
+	if err == nil && o.ours() && !o.published() {
+		o.close()
+		return nil, syscall.ENOENT
+	}
+	return o, err
+}
+
+// isBlock reports whether the name is taken for good, by a block or by another
+// program. Of an object that is to become a block it waits for the outcome, and
+// takes the name away from one that will not.
+func isBlock(name string) bool {
+	o, err := lookUp(name, true)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer o.close()
+	// Creating takes microseconds. A creator that takes longer and lives starts over.
+	grace, pause := time.Now().Add(patience/20), 100*time.Microsecond
+	for ; o.ours() && !o.published(); pause *= 2 {
+		late := time.Now().After(grace)
+		switch {
+		case o.page == nil && late:
+			// If this succeeds, its creator cannot set the size any more, and starts
+			// over. Just to unlink would not do: by now it can be another object.
+			sysFtruncate(o.fd, objectPage)
+			if o.load(); o.page == nil {
+				return false
+			}
+		case o.page != nil && (late || o.page.Abandoned()):
+			if o.page.Lock() {
+				defer o.page.Unlock()
+				if !o.published() {
+					o.abort(name)
+				}
+			}
+			return o.published()
+		}
+		if o.load() != nil {
+			return true
+		}
+		time.Sleep(pause)
+	}
+	return true
+}
+
+// abort takes the name away from an object that is not a block. The mutex must
+// be held, if there is one: without its name the object does not become one.
+func (o *object) abort(name string) error {
+	if o.page != nil && o.page.ID() == [2]uint64{} {
+		o.page.SetID(newID())
+	}
+	return unlinkIfNamed(o, name)
+}
+
+func (o *object) stat() (objectInfo, error) {
+	// The system keeps no times.
+	return objectInfo{size: o.size, mode: fs.FileMode(o.mode).Perm(), owner: int(o.uid)}, nil
+}
+
+// newborn is never asked of what is not a block yet: openObject does not see it.
+func (o *object) newborn() error { return nil }
+
+// lockable returns errors.ErrUnsupported where there is no lock page: an object
+// without one is never taken for a block.
+func (o *object) lockable() error {
+	if o.page == nil {
+		return fmt.Errorf("%w: not made to be locked", errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// publish makes the object a block.
+func (o *object) publish(string) error {
+	if o.page != nil {
+		o.page.SetReady()
+		o.page.Unlock()
+	}
+	o.unborn = ""
+	return nil
+}
+
+// named reports whether name leads to this object. The id in the lock page
+// decides; without one all that the system tells of two objects is compared.
+func (o *object) named(name string) (bool, error) {
+	there, err := lookUp(name, false)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return false, nil // permissions do not change, and this object could be opened
+	case err != nil:
+		return false, err
+	}
+	defer there.close()
+	if o.page != nil && there.page != nil {
+		return o.page.ID() == there.page.ID(), nil
+	}
+	return !o.ours() && o.objectStat == there.objectStat, nil
+}
+
+// unlink takes the name away from the object, which it leads to.
+func (o *object) unlink(name string) error { return sysShmUnlink("/" + name) }
+
+// unlinkUnopened takes the name away from a block that this process may not
+// open: its creator may, whatever the permissions.
+func unlinkUnopened(name string) error { return sysShmUnlink("/" + name) }
+
+// listObjects cannot be done: the system tells nobody what names there are.
+func listObjects(func(name string) bool) error {
+	return fmt.Errorf("%w: shared memory objects cannot be listed on this system", errors.ErrUnsupported)
+}
+
+// mmap maps the first length bytes of the object, of which the first writable
+// ones, a multiple of the page size or all, can be written to. With populate it
+// looks at every page, which maps it.
+func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
+	mem, err := sysMmap(o.fd, length, writable == length)
+	if err == nil && 0 < writable && writable < length {
+		if err = sysProtect(mem[:writable]); err != nil {
+			munmap(mem)
+		}
+	}
+	if err != nil {
+		return nil, spaceErr(err)
+	}
+	for off := 0; populate && off+4 <= length; off += os.Getpagesize() {
+		raw.Uint32(mem, off).Load()
+	}
+	return mem, nil
+}
+
+func munmap(mem []byte) { sysMunmap(mem) }
+
+// readAt and writeAt reach the header alone: the system has no calls that move
+// bytes of an object past a mapping. What has no lock page has no header.
+func (o *object) readAt(p []byte, off int64) (int, error) {
+	if off > int64(len(o.head)) {
+		return 0, errors.ErrUnsupported
+	}
+	return copy(p, o.head[off:]), nil
+}
+
+func (o *object) writeAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > lockPageStart || o.head == nil {
+		return 0, errors.ErrUnsupported
+	}
+	return copy(o.head[off:], p), nil
+}
+
+func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
+
+// punch cannot be done: memory is given back with the object.
+func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }
+
+// lock takes the lane, without waiting, or fails with ErrBusy. The life lane is
+// taken with the mutex lane held, and is not kept alone: nobody else can take it
+// before the mutex lane is free. A process that may only read cannot lock, so
+// that it is not known to be attached.
+func (o *object) lock(l lane, h hold) error {
+	switch {
+	case o.page == nil || !o.writable:
+	case h == unheld:
+		o.page.Unlock()
+	case l == laneMutex:
+		if !o.page.Lock() {
+			return ErrBusy
+		}
+	case h == shared:
+		if !o.page.Join() {
+			return fmt.Errorf("%w: %d attachments: %w", ErrNoSpace, o.page.Slots(), syscall.ENOLCK)
+		}
+	case !o.page.Alone():
+		return ErrBusy
+	}
+	return nil
+}
+
+// unlock drops all lanes, and the name of an object that is not published.
+func (o *object) unlock() {
+	if o.unborn != "" {
+		o.abort(o.unborn)
+		o.unborn = ""
+	}
+	if o.page != nil {
+		o.page.Leave()
+		o.page.Unlock()
+	}
+}
+
+// holder returns how other handles hold the life lane: never alone, for who
+// holds it so has his slot as well, or has found all of them free.
+func (o *object) holder(lane) (hold, error) {
+	if o.page != nil && o.page.Others() {
+		return shared, nil
+	}
+	return unheld, nil
+}
+
+func (o *object) close() {
+	if o.head != nil {
+		sysMunmap(o.head)
+	}
+	sysClose(o.fd)
+}
+
+// A token is a process: its id and the time it began. The id alone would be
+// another's before long.
+const startBits = 64 - pidBits
+
+func newToken(pid int, start uint64) uint64 {
+	return uint64(pid)<<startBits | start&(1<<startBits-1)
+}
+
+// self returns the token of this process.
+var self = sync.OnceValues(func() (uint64, error) {
+	start, err := sysStartTime(os.Getpid())
+	return newToken(os.Getpid(), start), err
+})
+
+// gone reports whether the process with the token has ended, killed or not. It
+// says no where the system does not tell.
+func gone(token uint64) bool {
+	if me, _ := self(); token == me {
+		return false
+	}
+	pid := int(token >> startBits)
+	start, err := sysStartTime(pid)
+	return errors.Is(err, syscall.ESRCH) || err == nil && newToken(pid, start) != token
+}

@@ -1,0 +1,609 @@
+//go:build darwin || standin
+
+package shm
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/lockpage"
+	"github.com/shmkit/shm/internal/raw"
+)
+
+// These are the facts that the backend rests on. They come first on a new system:
+//
+//	go test -run TestSystem .
+//
+// The stand-in is held to the same ones.
+
+var systemNames struct {
+	sync.Mutex
+	n int
+}
+
+// systemName returns a name, with its slash, that is free, and free again after
+// the test.
+func systemName(t testing.TB) string {
+	systemNames.Lock()
+	defer systemNames.Unlock()
+	systemNames.n++
+	name := fmt.Sprintf("/shm-%d-%d", os.Getpid(), systemNames.n)
+	sysShmUnlink(name)
+	t.Cleanup(func() { sysShmUnlink(name) })
+	return name
+}
+
+// systemOpen opens an object for the time of the test.
+func systemOpen(t testing.TB, name string, flags int, mode uint32) int {
+	t.Helper()
+	fd, err := sysShmOpen(name, flags, mode)
+	if err != nil {
+		t.Fatalf("shm_open(%q, %#x, %#o): %v", name, flags, mode, err)
+	}
+	t.Cleanup(func() { sysClose(fd) })
+	return fd
+}
+
+const systemCreate = syscall.O_RDWR | syscall.O_CREAT | syscall.O_EXCL
+
+// systemNew creates an object that has a size.
+func systemNew(t testing.TB, size int64) (name string, fd int) {
+	t.Helper()
+	name = systemName(t)
+	fd = systemOpen(t, name, systemCreate, 0o600)
+	if err := sysFtruncate(fd, size); err != nil {
+		t.Fatal(err)
+	}
+	return name, fd
+}
+
+func systemMmap(t testing.TB, fd, length int, write bool) []byte {
+	t.Helper()
+	mem, err := sysMmap(fd, length, write)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sysMunmap(mem) })
+	return mem
+}
+
+func systemStat(t testing.TB, fd int) objectStat {
+	t.Helper()
+	st, err := sysFstat(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func mustBe(t testing.TB, what string, err error, want ...error) {
+	t.Helper()
+	for _, w := range want {
+		if errors.Is(err, w) {
+			return
+		}
+	}
+	t.Errorf("%s: %v, want %v", what, err, want)
+}
+
+func TestSystemNames(t *testing.T) {
+	name := systemName(t)
+	long := name + strings.Repeat("n", 31-len(name))
+	fd, err := sysShmOpen(long, systemCreate, 0o600)
+	mustBe(t, "31 bytes", err, nil)
+	sysClose(fd)
+	mustBe(t, "unlinking 31 bytes", sysShmUnlink(long), nil)
+	_, err = sysShmOpen(long+"n", systemCreate, 0o600)
+	mustBe(t, "32 bytes", err, syscall.ENAMETOOLONG)
+	mustBe(t, "unlinking 32 bytes", sysShmUnlink(long+"n"), syscall.EINVAL)
+	_, err = sysShmOpen("", systemCreate, 0o600)
+	mustBe(t, "empty", err, syscall.EINVAL)
+
+	// The slash is a byte like any other, so without it the name is another.
+	systemOpen(t, name, systemCreate, 0o600)
+	_, err = sysShmOpen(name[1:], syscall.O_RDWR, 0)
+	mustBe(t, "without slash", err, syscall.ENOENT)
+	_, err = sysShmOpen(strings.ToUpper(name), syscall.O_RDWR, 0)
+	mustBe(t, "upper case", err, syscall.ENOENT)
+}
+
+func TestSystemCreate(t *testing.T) {
+	name := systemName(t)
+	_, err := sysShmOpen(name, syscall.O_RDWR, 0)
+	mustBe(t, "opening nothing", err, syscall.ENOENT)
+	mustBe(t, "unlinking nothing", sysShmUnlink(name), syscall.ENOENT)
+	fd := systemOpen(t, name, systemCreate, 0o600)
+	_, err = sysShmOpen(name, systemCreate, 0o600)
+	mustBe(t, "O_EXCL", err, syscall.EEXIST)
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("not closed on exec: %#x, %v", flags, err)
+	}
+	// Of several at once, one creates it.
+	name = systemName(t)
+	wins := race(8, func() error {
+		fd, err := sysShmOpen(name, systemCreate, 0o600)
+		if err == nil {
+			sysClose(fd)
+		}
+		return err
+	})
+	if wins != 1 {
+		t.Errorf("%d have created the object", wins)
+	}
+}
+
+// race calls f by n goroutines at once and returns how often it succeeded.
+func race(n int, f func() error) (wins int) {
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	begin := make(chan bool)
+	for range n {
+		all.Go(func() {
+			<-begin
+			err := f()
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				wins++
+			}
+		})
+	}
+	close(begin)
+	all.Wait()
+	return wins
+}
+
+// TestSystemMode: the umask takes nothing away, and the birth mark stays.
+func TestSystemMode(t *testing.T) {
+	old := syscall.Umask(0o777)
+	defer syscall.Umask(old)
+	for _, mode := range []uint32{0, 0o400, 0o600, 0o640, 0o666, 0o777} {
+		for _, mark := range []uint32{0, birthMark} {
+			name := systemName(t)
+			fd := systemOpen(t, name, systemCreate, mode|mark)
+			want := objectStat{mode: mode | mark, uid: uint32(os.Geteuid())}
+			if got := systemStat(t, fd); got != want {
+				t.Errorf("mode %#o: %+v, want %+v", mode|mark, got, want)
+			}
+			if mode&0o600 != 0o600 {
+				continue
+			}
+			if err := sysFtruncate(fd, 1); err != nil {
+				t.Fatal(err)
+			}
+			again := systemStat(t, systemOpen(t, name, syscall.O_RDWR, 0))
+			if again.mode != want.mode || again.uid != want.uid {
+				t.Errorf("opened again: %+v, want %+v", again, want)
+			}
+		}
+	}
+}
+
+func TestSystemPermission(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may do anything")
+	}
+	name := systemName(t)
+	systemOpen(t, name, systemCreate, 0o400|birthMark)
+	systemOpen(t, name, syscall.O_RDONLY, 0)
+	_, err := sysShmOpen(name, syscall.O_RDWR, 0)
+	mustBe(t, "writing", err, syscall.EACCES)
+	mustBe(t, "unlinking what one has created", sysShmUnlink(name), nil)
+}
+
+// TestSystemSize: an object gets its size once, whoever is first.
+func TestSystemSize(t *testing.T) {
+	name := systemName(t)
+	fd := systemOpen(t, name, systemCreate, 0o600)
+	if st := systemStat(t, fd); st.size != 0 {
+		t.Errorf("size %d before there is one", st.size)
+	}
+	_, err := sysMmap(fd, 1, true)
+	mustBe(t, "mapping without a size", err, syscall.EINVAL)
+	mustBe(t, "size", sysFtruncate(fd, 3*objectPage), nil)
+	for _, size := range []int64{0, 1, objectPage, 3 * objectPage, 4 * objectPage} {
+		mustBe(t, "another size", sysFtruncate(fd, size), syscall.EINVAL)
+	}
+	if st := systemStat(t, fd); st.size != 3*objectPage {
+		t.Errorf("size %d", st.size)
+	}
+	_, err = sysShmOpen(name, syscall.O_RDWR|syscall.O_TRUNC, 0)
+	mustBe(t, "O_TRUNC", err, syscall.EINVAL)
+
+	nothing := systemOpen(t, systemName(t), systemCreate, 0o600)
+	mustBe(t, "size 0", sysFtruncate(nothing, 0), nil)
+	mustBe(t, "size after 0", sysFtruncate(nothing, 1), syscall.EINVAL)
+
+	name = systemName(t)
+	systemOpen(t, name, systemCreate, 0o600)
+	mustBe(t, "size by a reader", sysFtruncate(systemOpen(t, name, syscall.O_RDONLY, 0), objectPage), nil)
+
+	for range 100 {
+		name := systemName(t)
+		systemOpen(t, name, systemCreate, 0o600)
+		wins := race(8, func() error {
+			fd := systemOpen(t, name, syscall.O_RDWR, 0)
+			return sysFtruncate(fd, objectPage)
+		})
+		if wins != 1 {
+			t.Fatalf("%d have set the size", wins)
+		}
+	}
+}
+
+func TestSystemRounding(t *testing.T) {
+	_, fd := systemNew(t, 1)
+	st := systemStat(t, fd)
+	if st.size%int64(os.Getpagesize()) != 0 || st.size > objectPage {
+		t.Errorf("size 1 is rounded to %d", st.size)
+	}
+	mem := systemMmap(t, fd, int(st.size), true)
+	mem[st.size-1] = 1 // there
+	_, fd = systemNew(t, objectPage)
+	if st := systemStat(t, fd); st.size != objectPage {
+		t.Errorf("%d is rounded to %d", objectPage, st.size)
+	}
+}
+
+func TestSystemMmap(t *testing.T) {
+	name, fd := systemNew(t, 2*objectPage)
+	mem := systemMmap(t, fd, 2*objectPage, true)
+	for i, b := range mem {
+		if b != 0 {
+			t.Fatalf("byte %d is %d", i, b)
+		}
+	}
+	_, err := sysMmap(fd, 2*objectPage+1, true)
+	mustBe(t, "mapping beyond the end", err, syscall.EINVAL)
+	reader := systemOpen(t, name, syscall.O_RDONLY, 0)
+	_, err = sysMmap(reader, objectPage, true)
+	mustBe(t, "mapping to write what is open to read", err, syscall.EPERM)
+	view := systemMmap(t, reader, objectPage, false)
+	if err := sysProtect(view); err == nil {
+		t.Error("what is open to read was made writable")
+	}
+	half := systemMmap(t, fd, 2*objectPage, false)
+	mustBe(t, "making one page writable", sysProtect(half[:objectPage]), nil)
+	copy(half, "seen by all")
+	if string(view[:11]) != "seen by all" || string(mem[:11]) != "seen by all" {
+		t.Errorf("%q, %q", view[:11], mem[:11])
+	}
+}
+
+// TestSystemUnlink: the name goes at once, the memory with its last user, and
+// without users it stays as long as the name.
+func TestSystemUnlink(t *testing.T) {
+	name := systemName(t)
+	fd, err := sysShmOpen(name, systemCreate, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustBe(t, "size", sysFtruncate(fd, objectPage), nil)
+	mem, err := sysMmap(fd, objectPage, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(mem, "stays")
+	sysMunmap(mem)
+	sysClose(fd)
+
+	fd = systemOpen(t, name, syscall.O_RDWR, 0)
+	view := systemMmap(t, fd, objectPage, true)
+	if string(view[:5]) != "stays" {
+		t.Errorf("%q after nobody had used it", view[:5])
+	}
+	mustBe(t, "unlink", sysShmUnlink(name), nil)
+	_, err = sysShmOpen(name, syscall.O_RDWR, 0)
+	mustBe(t, "open after unlink", err, syscall.ENOENT)
+	mustBe(t, "unlink after unlink", sysShmUnlink(name), syscall.ENOENT)
+	if st := systemStat(t, fd); st.size != objectPage || string(view[:5]) != "stays" {
+		t.Errorf("%+v, %q after unlink", st, view[:5])
+	}
+	other := systemOpen(t, name, systemCreate, 0o600)
+	mustBe(t, "size of the next", sysFtruncate(other, objectPage), nil)
+	if fresh := systemMmap(t, other, objectPage, true); fresh[0] != 0 {
+		t.Errorf("%q in the next object of the name", fresh[:5])
+	}
+}
+
+// TestSystemStartTime: a process has a start time that exec does not change,
+// and none once it has ended, waited for or not.
+func TestSystemStartTime(t *testing.T) {
+	me, err := sysStartTime(os.Getpid())
+	again, err2 := sysStartTime(os.Getpid())
+	if err != nil || err2 != nil || me == 0 || me != again {
+		t.Fatalf("my own: %d, %v, then %d, %v", me, err, again, err2)
+	}
+	cmd := exec.Command("/bin/sh", "-c", "echo sh; read line; exec cat")
+	stdin, _ := cmd.StdinPipe()
+	stdout, _ := cmd.StdoutPipe()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(stdout)
+	lines.ReadString('\n')
+	sh, err := sysStartTime(cmd.Process.Pid)
+	io.WriteString(stdin, "to cat\nfrom cat\n")
+	if line, err := lines.ReadString('\n'); line != "from cat\n" {
+		t.Fatalf("cat: %q, %v", line, err)
+	}
+	cat, err2 := sysStartTime(cmd.Process.Pid)
+	if err != nil || err2 != nil || sh != cat || sh < me {
+		t.Errorf("%d, %v before exec; %d, %v after; my own %d", sh, err, cat, err2, me)
+	}
+	if newToken(cmd.Process.Pid, sh)>>startBits != uint64(cmd.Process.Pid) {
+		t.Errorf("process id %d does not fit", cmd.Process.Pid)
+	}
+	cmd.Process.Kill()
+	for end := time.Now().Add(10 * time.Second); !errors.Is(err, syscall.ESRCH); {
+		if _, err = sysStartTime(cmd.Process.Pid); time.Now().After(end) {
+			t.Fatalf("killed: %v", err)
+		}
+	}
+	if err := syscall.Kill(cmd.Process.Pid, 0); err != nil {
+		t.Errorf("kill thinks that a process not waited for is gone: %v", err)
+	}
+	cmd.Wait()
+	_, err = sysStartTime(cmd.Process.Pid)
+	mustBe(t, "waited for", err, syscall.ESRCH)
+
+	if _, err := sysStartTime(1); err != nil {
+		t.Errorf("of another user's process: %v", err)
+	}
+}
+
+// The rest are the ways of a block on such a system.
+
+// TestToken tells processes apart that have, or had, one process id.
+func TestToken(t *testing.T) {
+	cmd := exec.Command("cat")
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	start, err := sysStartTime(pid)
+	me, err2 := self()
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	for _, tt := range []struct {
+		what  string
+		token uint64
+		gone  bool
+	}{
+		{"this process", me, false},
+		{"one before this process", newToken(os.Getpid(), 1), true},
+		{"a child", newToken(pid, start), false},
+		{"one before the child", newToken(pid, start-1), true},
+		{"no process", newToken(0, 0), true},
+	} {
+		if got := gone(tt.token); got != tt.gone {
+			t.Errorf("%s is gone: %v", tt.what, got)
+		}
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if !gone(newToken(pid, start)) {
+		t.Error("the child is not gone")
+	}
+}
+
+// mustStay checks that an object is as another program has made it, that it is
+// taken for no block, and that no block gets its name.
+func mustStay(t *testing.T, name string, size int64) {
+	t.Helper()
+	clean := name[1:]
+	for _, opts := range [][]Option{nil, {ReadOnly()}} {
+		_, err := Open(clean, opts...)
+		mustBe(t, "Open", err, ErrNotSegment)
+	}
+	_, err := Create(clean, 1)
+	mustBe(t, "Create", err, fs.ErrExist)
+	_, _, err = OpenOrCreate(clean, 1)
+	mustBe(t, "OpenOrCreate", err, ErrNotSegment)
+	fd := systemOpen(t, name, syscall.O_RDWR, 0)
+	if st := systemStat(t, fd); st.size != size {
+		t.Errorf("size %d has become %d", size, st.size)
+	}
+	if size == 0 {
+		return
+	}
+	for i, b := range systemMmap(t, fd, int(size), false) {
+		if b != 0 {
+			t.Fatalf("byte %d has become %d", i, b)
+		}
+	}
+}
+
+// TestForeign has objects of other programs, even such as could be blocks in the
+// making but for the mark.
+func TestForeign(t *testing.T) {
+	name := systemName(t)
+	fd := systemOpen(t, name, systemCreate, 0o600)
+	mustStay(t, name, 0)
+	_, err := Open(name[1:], Headerless())
+	mustBe(t, "Headerless without a size", err, ErrNotSegment)
+	mustBe(t, "size", sysFtruncate(fd, 2*objectPage), nil)
+	mustStay(t, name, 2*objectPage)
+	seg, err := Open(name[1:], Headerless())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	if seg.Size() != 2*objectPage || seg.Refs() != 0 {
+		t.Errorf("size %d, %d references", seg.Size(), seg.Refs())
+	}
+	mustBe(t, "Unlink", Unlink(name[1:]), nil)
+	mustBe(t, "Unlink again", Unlink(name[1:]), fs.ErrNotExist)
+}
+
+// TestUnborn has objects whose creator was killed: without a size, with one, and
+// with the mutex. For all but Create they do not exist.
+func TestUnborn(t *testing.T) {
+	for what, make := range map[string]func(o *object){
+		"without size": func(o *object) {},
+		"sized":        func(o *object) { sysFtruncate(o.fd, objectPage) },
+		"locked": func(o *object) {
+			sysFtruncate(o.fd, 3*objectPage)
+			o.load()
+			lockpage.New(o.head[lockPageStart:], newToken(os.Getpid(), 1), gone).Lock()
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			name := systemName(t)
+			o := &object{fd: systemOpen(t, name, systemCreate, 0o600|birthMark), writable: true}
+			make(o)
+			for _, opts := range [][]Option{nil, {ReadOnly()}, {Headerless()}} {
+				_, err := Open(name[1:], opts...)
+				mustBe(t, "Open", err, fs.ErrNotExist)
+			}
+			_, err := Stat(name[1:])
+			mustBe(t, "Stat", err, fs.ErrNotExist)
+			mustBe(t, "Unlink", Unlink(name[1:]), fs.ErrNotExist)
+			seg, err := Create(name[1:], 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The creator was not killed, only slow: it must start over.
+			if what != "locked" {
+				err := o.prepare(10)
+				mustBe(t, "prepare of one that was too slow", err, fs.ErrExist)
+				o.unlock()
+			}
+			if info, err := Stat(name[1:]); err != nil || !info.Attached {
+				t.Errorf("%+v, %v", info, err)
+			}
+			seg.Close()
+			_, err = sysShmOpen(name, syscall.O_RDONLY, 0)
+			mustBe(t, "the name in the end", err, syscall.ENOENT)
+		})
+	}
+}
+
+// TestNameTaken has another program take the name from a block and make an
+// object of its own of it. Nobody who is attached to the block touches that.
+func TestNameTaken(t *testing.T) {
+	name := systemName(t)
+	seg, err := Create(name[1:], 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := Open(name[1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustBe(t, "unlink by another program", sysShmUnlink(name), nil)
+	fd := systemOpen(t, name, systemCreate, 0o600)
+	mustBe(t, "Unlink", peer.Unlink(), fs.ErrNotExist)
+	peer.Close()
+	seg.Close()
+	mustStay(t, name, 0)
+	mustBe(t, "size", sysFtruncate(fd, objectPage), nil)
+	mustStay(t, name, objectPage)
+}
+
+// TestSlotsTaken attaches until there is no slot left, which with a descriptor
+// for each would not be possible everywhere.
+func TestSlotsTaken(t *testing.T) {
+	name := systemName(t)
+	seg, err := Create(name[1:], 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	me, _ := self()
+	var crowd []*lockpage.Page
+	for range seg.h.obj.page.Slots() - 1 {
+		p := lockpage.New(seg.h.obj.head[lockPageStart:], me, gone)
+		if !p.Lock() || !p.Join() {
+			t.Fatalf("slot %d of %d", len(crowd)+1, seg.h.obj.page.Slots())
+		}
+		p.Unlock()
+		crowd = append(crowd, p)
+	}
+	_, err = Open(name[1:])
+	mustBe(t, "Open", err, ErrNoSpace)
+	mustBe(t, "Open", err, syscall.ENOLCK)
+	crowd[0].Leave()
+	peer, err := Open(name[1:])
+	mustBe(t, "Open with a slot", err, nil)
+	peer.Close()
+	for _, p := range crowd[1:] {
+		p.Leave()
+	}
+}
+
+// TestScribble has a peer write garbage over header and lock page of a block in
+// use. Everything may fail then, but only with an error.
+func TestScribble(t *testing.T) {
+	SetPatience(t, time.Millisecond)
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		name := systemName(t)
+		seg, err := Create(name[1:], 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := systemMmap(t, systemOpen(t, name, syscall.O_RDWR, 0), objectPage, true)
+		from := []int{0, lockPageStart, 64}[seed%3]
+		for range 1 + random.IntN(objectPage-from) {
+			head[from+random.IntN(objectPage-from)] = byte(random.Uint32())
+		}
+		for _, opts := range [][]Option{nil, {ReadOnly()}, {Headerless()}} {
+			if peer, err := Open(name[1:], opts...); err == nil {
+				peer.Close()
+			}
+		}
+		Stat(name[1:])
+		if peer, err := Create(name[1:], 10); err == nil {
+			peer.Close()
+		}
+		seg.Stat()
+		seg.Unlink()
+		seg.Close()
+		Unlink(name[1:])
+	}
+}
+
+// TestTooLarge: what the system refuses leaves no name.
+func TestTooLarge(t *testing.T) {
+	name := systemName(t)
+	_, err := Create(name[1:], 1<<60)
+	mustBe(t, "Create", err, ErrNoSpace)
+	_, err = sysShmOpen(name, syscall.O_RDONLY, 0)
+	mustBe(t, "the name", err, syscall.ENOENT)
+}
+
+// TestSystemRevoke: a mapping can be replaced by addresses that fault, and the
+// fault is a panic that says where.
+func TestSystemRevoke(t *testing.T) {
+	_, fd := systemNew(t, 2*objectPage)
+	mem := systemMmap(t, fd, 2*objectPage, true)
+	mem[objectPage] = 1
+	mustBe(t, "revoke", revoke(mem), nil)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		fault, ok := recover().(interface{ Addr() uintptr })
+		if !ok || raw.Index(mem, fault.Addr()) != objectPage {
+			t.Errorf("recovered %v", fault)
+		}
+	}()
+	t.Error("read", mem[objectPage])
+}

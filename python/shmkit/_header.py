@@ -1,0 +1,129 @@
+"""The header page of a block; refcount.go has the table of its format.
+
+Everything in it can have been written by anybody, so nothing is believed before
+it is checked.
+"""
+
+import mmap
+import os
+import struct
+import time
+from typing import List, NamedTuple
+
+MAGIC = b"shmkit\x1a\n"
+VERSION = 1
+
+PERSISTENT = 1 << 0
+SPARSE = 1 << 1
+
+LIVE = 1
+DEAD = 2
+
+# Bytes 0 to 63: magic, version, size of the header, capacity, flags, creator's
+# process id, time of creation, id, zero, checksum of all before it.
+_FIXED = struct.Struct("=8sIIQIIQ16sII")
+_CHECKED = 60
+
+# The words behind it that change.
+STATE = 64  # 4 bytes
+COUNT = 128  # 4 bytes
+SIZE = 192  # 8 bytes
+WRITTEN = 256  # 8 bytes
+USED = 320
+
+_MIN_HEADER, _MAX_HEADER = 4 << 10, 64 << 10  # page sizes lie between these
+
+
+class HeaderError(ValueError):
+    """The header of a block cannot be true."""
+
+
+class NotSegmentError(HeaderError):
+    """Something without a header: a block of another program, or no block at all."""
+
+
+class VersionError(HeaderError):
+    """The header is of another version of the format."""
+
+
+def _crc32c_table() -> List[int]:
+    table = []
+    for crc in range(256):
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        table.append(crc)
+    return table
+
+
+_TABLE = _crc32c_table()
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC-32C of data, which zlib does not have: RFC 3720, appendix B.4."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+class Layout(NamedTuple):
+    """The part of a header that never changes."""
+
+    header_size: int
+    capacity: int
+    flags: int
+    creator: int
+    created: int
+    id: bytes
+
+    @property
+    def persistent(self) -> bool:
+        return bool(self.flags & PERSISTENT)
+
+    @property
+    def object_size(self) -> int:
+        return self.header_size + self.capacity
+
+
+def new_layout(capacity: int, flags: int) -> Layout:
+    return Layout(mmap.PAGESIZE, capacity, flags, os.getpid(), time.time_ns(), os.urandom(16))
+
+
+def marshal(layout: Layout) -> bytes:
+    """The header of a new block that one process is attached to."""
+    b = bytearray(USED)
+    _FIXED.pack_into(b, 0, MAGIC, VERSION, *layout, 0, 0)
+    struct.pack_into("=I", b, _CHECKED, crc32c(b[:_CHECKED]))
+    struct.pack_into("=I", b, STATE, LIVE)
+    struct.pack_into("=I", b, COUNT, 1)
+    struct.pack_into("=Q", b, SIZE, layout.capacity)
+    return bytes(b)
+
+
+def parse(b: bytes, object_size: int) -> Layout:
+    """What the header that an object of object_size bytes begins with says.
+
+    Raises NotSegmentError, VersionError or HeaderError.
+    """
+    if len(b) < USED or b[: len(MAGIC)] != MAGIC:
+        raise NotSegmentError("not a block with a shm header")
+    _, version, *rest, _, checksum = _FIXED.unpack_from(b)
+    if crc32c(b[:_CHECKED]) != checksum:
+        raise HeaderError("damaged block header: wrong checksum")
+    if version != VERSION:
+        raise VersionError(f"unknown version of block header: {version}")
+    layout = Layout(*rest)
+    size = layout.header_size
+    if not _MIN_HEADER <= size <= _MAX_HEADER or size & (size - 1) or not 0 < layout.capacity < 1 << 62:
+        raise HeaderError(f"damaged block header: {size}+{layout.capacity} bytes")
+    if object_size < layout.object_size:
+        raise TruncatedError("damaged block header: shorter than it says", layout)
+    return layout
+
+
+class TruncatedError(HeaderError):
+    """A header that is sound but for the size of its object."""
+
+    def __init__(self, message: str, layout: Layout) -> None:
+        super().__init__(message)
+        self.layout = layout

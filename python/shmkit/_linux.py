@@ -1,0 +1,228 @@
+"""What platform_linux.go is for Go: objects, names and locks, no headers."""
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import time
+from typing import Callable, List, Set, TypeVar
+
+DIR = "/dev/shm/"
+
+# Since Python 3.9 in fcntl; the same on all architectures of Linux.
+_F_OFD_GETLK = getattr(fcntl, "F_OFD_GETLK", 36)
+_F_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", 37)
+# struct flock: type, whence, start, length, process id (zero), padding.
+_FLOCK = struct.Struct("hhqqi0q")
+
+UNHELD, SHARED, ALONE = fcntl.F_UNLCK, fcntl.F_RDLCK, fcntl.F_WRLCK
+
+# Lanes are single bytes of the object, beyond all data, that a lock stands on.
+MUTEX = 1 << 62  # held alone, for microseconds, by whoever attaches, detaches or unlinks
+LIFE = MUTEX + 1  # held shared by everybody attached
+
+T = TypeVar("T")
+
+
+class Again(Exception):
+    """A failure, its cause, that may go away: start over from the name."""
+
+
+PATIENCE = 2.0  # seconds that we wait for a peer, who holds a lane for microseconds
+
+
+def patiently(f: Callable[[], T]) -> T:
+    """Call f until it does not raise Again, for about PATIENCE, then raise the cause."""
+    pause, end = 20e-6, time.monotonic() + PATIENCE
+    while True:
+        try:
+            return f()
+        except Again as again:
+            if time.monotonic() > end:
+                assert again.__cause__ is not None
+                raise again.__cause__ from None
+        time.sleep(pause)
+        pause = min(2 * pause, 5e-3)
+
+
+def os_error(number: int, name: str) -> OSError:
+    """The OSError, or the subclass of it, for an error number."""
+    return OSError(number, os.strerror(number), name)
+
+
+def renamed(e: OSError, name: str) -> OSError:
+    """An error of the system with the name of the block, and as Go tells it."""
+    number = errno.EACCES if e.errno == errno.EROFS else e.errno
+    return os_error(number or 0, name)
+
+
+def busy(name: str) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, "block is locked by another process", name)
+
+
+class Object:
+    """An open file description of its own, which is what Linux counts locks by."""
+
+    def __init__(self, fd: int, writable: bool, name: str) -> None:
+        self.fd = fd
+        self.writable = writable
+        self.name = name
+
+    def lock(self, lane: int, how: int) -> bool:
+        """Take, change or drop a lane without waiting; False if others are in the way.
+
+        A failed change from SHARED to ALONE keeps it shared. The kernel drops
+        the lanes when the description goes, however the process ends.
+        """
+        try:
+            fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(how, os.SEEK_SET, lane, 1, 0))
+        except OSError as e:
+            if e.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def must_lock(self, lane: int, how: int) -> None:
+        """lock, but Again if others are in the way."""
+        if not self.lock(lane, how):
+            raise Again from busy(self.name)
+
+    def unlock(self) -> None:
+        """Drop all lanes.
+
+        It must come before close: a child being started by another thread, a
+        mapping and whatever views it has keep the description open.
+        """
+        fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(UNHELD, os.SEEK_SET, 0, 0, 0))
+
+    def holder(self, lane: int) -> int:
+        """How others hold a lane, without disturbing them."""
+        lock = fcntl.fcntl(self.fd, _F_OFD_GETLK, _FLOCK.pack(ALONE, os.SEEK_SET, lane, 1, 0))
+        return int(_FLOCK.unpack(lock)[0])
+
+    def check_regular(self) -> os.stat_result:
+        """Raise ValueError for what is not a regular file."""
+        st = os.fstat(self.fd)
+        if not stat.S_ISREG(st.st_mode):
+            raise ValueError(f"not a regular file: {self.name!r}")
+        return st
+
+    def check_lockable(self) -> None:
+        """Raise OSError (ENOTSUP) unless the object is on a tmpfs.
+
+        On network and user-space file systems two kernels can both grant one lock.
+        """
+        dev = os.fstat(self.fd).st_dev
+        if dev in _tmpfs_devices:
+            return
+        number = f"{os.major(dev)}:{os.minor(dev)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:  # proc_pid_mountinfo(5)
+                mount, _, kind = line.partition(" - ")
+                if mount.split()[2] == number and kind.split()[0] == "tmpfs":
+                    _tmpfs_devices.add(dev)
+                    return
+        raise OSError(errno.ENOTSUP, f"{DIR} is not a tmpfs", self.name)
+
+    def named(self) -> bool:
+        """Whether the name leads to this object; an open inode's number is not reused."""
+        mine = os.fstat(self.fd)
+        try:
+            there = os.stat(DIR + self.name, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(mine, there)
+
+    def publish(self) -> None:
+        """Give a new object its name, or raise FileExistsError."""
+        # os.link calls link(2), which does not follow the link in /proc, unless
+        # it is given a directory; an absolute path does not use that.
+        try:
+            os.link(f"/proc/self/fd/{self.fd}", DIR + self.name, src_dir_fd=self.fd, follow_symlinks=True)
+        except OSError as e:
+            raise renamed(e, self.name) from None
+
+    def reserve(self, size: int) -> None:
+        """Allocate the memory of size bytes, or raise OSError (ENOSPC).
+
+        A signal makes fallocate on tmpfs give back all that the call had
+        allocated, so it goes by pieces. What cannot fit is not begun, for it
+        would fill the file system on the way to failure.
+        """
+        fs = os.fstatvfs(self.fd)
+        free = fs.f_bavail * fs.f_frsize
+        if fs.f_blocks == 0:  # mounted without a limit: tmpfs(5)
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > free:
+            raise os_error(errno.ENOSPC, self.name)
+        piece = 2 << 20
+        for offset in range(0, size, piece):
+            os.posix_fallocate(self.fd, offset, min(piece, size - offset))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+_tmpfs_devices: Set[int] = set()
+
+
+def create_object(name: str, size: int, mode: int, sparse: bool) -> Object:
+    """A new object to be called name: it is gone when it is closed before publish."""
+    try:
+        o = Object(os.open(DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode), True, name)
+        try:
+            os.fchmod(o.fd, mode)  # the umask took bits away
+            os.ftruncate(o.fd, size)
+            if not sparse:
+                o.reserve(size)
+        except BaseException:
+            o.close()
+            raise
+    except OSError as e:
+        raise renamed(e, name) from None
+    return o
+
+
+def open_object(name: str, write: bool) -> Object:
+    """The object called name; what is not a regular file is never followed or waited for."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(DIR + name, flags | (os.O_RDWR if write else os.O_RDONLY))
+    except OSError as e:
+        if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise ValueError(f"not a regular file: {name!r}") from None
+        if e.errno == errno.EAGAIN:  # somebody has a lease on it: fcntl(2)
+            raise Again from busy(name)
+        raise renamed(e, name) from None
+    return Object(fd, write, name)
+
+
+def unlink_if_named(o: Object) -> None:
+    """Take its name away from the object, or raise FileNotFoundError if it has lost it."""
+    if not o.named():
+        raise os_error(errno.ENOENT, o.name)
+    unlink_object(o.name)
+
+
+def unlink_object(name: str) -> None:
+    """Take the name away, whatever it leads to."""
+    try:
+        os.unlink(DIR + name)
+    except OSError as e:
+        raise renamed(e, name) from None
+
+
+def unlink_unopened(name: str) -> None:
+    """Take the name away from a block that we may not open, for which that right suffices."""
+    st = os.stat(DIR + name, follow_symlinks=False)
+    if not stat.S_ISREG(st.st_mode):
+        raise ValueError(f"not a regular file: {name!r}")
+    unlink_object(name)
+
+
+def names() -> List[str]:
+    """The names of the objects there are."""
+    with os.scandir(DIR) as entries:
+        return [e.name for e in entries if e.is_file(follow_symlinks=False)]
+

@@ -1,0 +1,636 @@
+"""Tests of shmkit among Python processes; those with Go are in ../interop_linux_test.go."""
+
+import ast
+import errno
+import fcntl
+import gc
+import io
+import itertools
+import mmap
+import os
+import pathlib
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import unittest
+import warnings
+
+import shmkit
+from shmkit import Segment, _header, _linux
+
+HERE = pathlib.Path(__file__).parent
+DIR = "/dev/shm/"
+ENV = dict(os.environ, PYTHONPATH=str(HERE.parent))
+
+
+class Peer:
+    """Another process, which executes the Python that it is sent, line by line."""
+
+    PROGRAM = """
+import os, signal, sys
+from shmkit import *
+for line in sys.stdin:
+    try:
+        exec(line, globals())
+        answer = "done"
+    except Exception as e:
+        answer = type(e).__name__
+    print(answer, flush=True)
+os._exit(0)
+"""
+
+    def __init__(self, **kwargs):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.PROGRAM],
+            env=ENV,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            universal_newlines=True,
+            **kwargs,
+        )
+
+    def do(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self):
+        self.process.kill()  # does nothing to one that has been waited for
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Case(unittest.TestCase):
+    counter = itertools.count()
+
+    def setUp(self):
+        self.name = f"pytest-{os.getpid()}-{next(self.counter)}"
+        self.addCleanup(self.remove)
+
+    def remove(self):
+        try:
+            os.unlink(DIR + self.name)
+        except FileNotFoundError:
+            pass
+
+    def peer(self, **kwargs):
+        p = Peer(**kwargs)
+        self.addCleanup(p.end)
+        return p
+
+    def exists(self):
+        return os.path.exists(DIR + self.name)
+
+    def create(self, size=100, **kwargs):
+        seg = Segment.create(self.name, size, **kwargs)
+        self.addCleanup(seg.close)
+        return seg
+
+    def open(self, **kwargs):
+        seg = Segment.open(self.name, **kwargs)
+        self.addCleanup(seg.close)
+        return seg
+
+    def damage(self, offset, content):
+        with open(DIR + self.name, "r+b") as f:
+            f.seek(offset)
+            f.write(content)
+
+
+class Life(Case):
+    def test_last_close_unlinks(self):
+        a = self.create()
+        b, c = self.open(), self.open(readonly=True)
+        self.assertEqual([a.refs, a.size, a.cap, len(a.buf)], [3, 100, 100, 100])
+        self.assertEqual({a.id}, {b.id, c.id})
+        for seg in (b, a):
+            seg.close()
+            seg.close()  # does nothing
+            self.assertTrue(self.exists() and c.linked)
+        self.assertEqual(c.refs, 1)
+        c.close()
+        self.assertFalse(self.exists())
+
+    def test_bytes_are_shared(self):
+        a, b = self.create(5000), self.open()
+        a.buf[4990:] = bytes(range(10))
+        self.assertEqual(bytes(b.buf), bytes(4990) + bytes(range(10)))
+        r = self.open(readonly=True)
+        self.assertTrue(r.buf.readonly)
+        with self.assertRaises(TypeError):
+            r.buf[0] = 1
+
+    def test_sizes(self):
+        for size in 1, 4095, 4096, 4097, (2 << 20) + 1:
+            with self.subTest(size), self.create(size) as a, self.open() as b:
+                self.assertEqual([a.cap, b.cap, b.size, len(b.buf)], [size] * 4)
+                self.assertEqual(os.stat(DIR + self.name).st_size, mmap.PAGESIZE + size)
+                self.assertEqual(os.stat(DIR + self.name).st_mode & 0o777, 0o600)
+
+    def test_truncate(self):
+        a, b = self.create(3 << 20), self.open()
+        a.buf[:] = b"x" * a.size
+        a.truncate(10)
+        self.assertEqual([b.size, bytes(b.buf)], [10, b"x" * 10])
+        b.truncate(b.cap)
+        self.assertEqual(bytes(a.buf), b"x" * 10 + bytes(a.cap - 10))
+        for size in -1, a.cap + 1:
+            with self.assertRaises(ValueError):
+                a.truncate(size)
+        with self.assertRaises(io.UnsupportedOperation):
+            self.open(readonly=True).truncate(1)
+
+    def test_sparse_takes_no_memory(self):
+        self.create(64 << 20, sparse=True)
+        self.assertLess(os.stat(DIR + self.name).st_blocks * 512, 1 << 20)
+
+    def test_mode_beats_umask(self):
+        self.addCleanup(os.umask, os.umask(0o077))
+        self.create(mode=0o666)
+        self.assertEqual(os.stat(DIR + self.name).st_mode & 0o777, 0o666)
+
+    def test_made_up_names_differ(self):
+        with Segment.create(None, 1) as a, Segment.create(None, 1) as b:
+            self.assertNotEqual(a.name, b.name)
+
+    def test_leading_slash(self):
+        with Segment.create("/" + self.name, 1) as a, Segment.open("/" + self.name):
+            self.assertEqual(a.name, self.name)
+
+    def test_unlink(self):
+        a, b = self.create(), self.open()
+        a.unlink()
+        self.assertFalse(self.exists() or a.linked or b.linked)
+        with self.assertRaises(FileNotFoundError):
+            b.unlink()
+        new = self.create()
+        with self.assertRaises(FileNotFoundError):
+            b.unlink()  # not the new one
+        a.close()
+        b.close()
+        self.assertTrue(new.linked)
+        shmkit.unlink(self.name)
+        self.assertFalse(new.linked)
+
+    def test_block_replaced_while_opening(self):
+        """The name leads to another block once the one it led to is open."""
+        old = self.create()
+        open_object = _linux.open_object
+        self.addCleanup(setattr, _linux, "open_object", open_object)
+
+        def replace(name, write):
+            o = open_object(name, write)
+            _linux.open_object = open_object
+            os.unlink(DIR + name)
+            self.new = self.create()
+            return o
+
+        _linux.open_object = replace
+        self.assertEqual(self.open().id, self.new.id)
+        self.assertNotEqual(self.new.id, old.id)
+
+    def test_persistent(self):
+        a = self.create(persistent=True)
+        a.buf[:4] = b"stay"
+        a.close()
+        b = self.open()
+        self.assertEqual([bytes(b.buf[:4]), b.refs], [b"stay", 1])
+        p = self.peer()
+        self.assertEqual(p.do(f"s = Segment.open({self.name!r})"), "done")
+        b.close()
+        p.end()
+        c = self.open()
+        self.assertEqual(c.refs, 1)  # the killed one is not counted any more
+        c.unlink()
+
+    def test_errors(self):
+        with self.assertRaises(FileNotFoundError) as e:
+            Segment.open(self.name)
+        self.assertEqual(e.exception.filename, self.name)
+        with self.assertRaises(FileNotFoundError):
+            shmkit.unlink(self.name)
+        a = self.create()
+        with self.assertRaises(FileExistsError):
+            Segment.create(self.name, 1)
+        for name in "", ".", "..", ".a", "a/b", "//a", "a\0", "a b", "ä", "a\n", "x" * 256:
+            for f in Segment.open, shmkit.unlink, lambda n: Segment.create(n, 1):
+                with self.subTest(name), self.assertRaises(ValueError):
+                    f(name)
+        for size in 0, -1, 1 << 63:
+            with self.assertRaises(ValueError):
+                Segment.create(None, size)
+        for mode in 0o400, 0o4600:
+            with self.assertRaises(ValueError):
+                Segment.create(None, 1, mode=mode)
+        with self.assertRaises(OSError) as e:
+            Segment.create(self.name + "x", 1 << 55)
+        self.assertIn(e.exception.errno, (errno.ENOSPC, errno.EFBIG))
+        a.close()
+        for use in "buf", "size", "refs", "linked", "unlink", "__enter__":
+            with self.subTest(use), self.assertRaises(ValueError):
+                value = getattr(a, use)
+                value()
+        self.assertTrue(a.closed and a.name and a.cap)
+
+
+class Headers(Case):
+    def test_crc(self):
+        self.assertEqual(_header.crc32c(b"123456789"), 0xE3069283)  # the check value of CRC-32C
+
+    def test_layout(self):
+        self.create(1000)
+        with open(DIR + self.name, "rb") as f:
+            b = f.read(_header.USED)
+        values = struct.unpack_from("=8sIIQII", b)
+        self.assertEqual(values, (b"shmkit\x1a\n", 1, mmap.PAGESIZE, 1000, 0, os.getpid()))
+        self.assertEqual(struct.unpack_from("=I", b, 60)[0], _header.crc32c(b[:60]))
+
+    def test_every_damaged_byte_is_noticed(self):
+        # A persistent block, which nobody reaps between two tries.
+        self.create(persistent=True).close()
+        with open(DIR + self.name, "rb") as f:
+            sound = f.read(64)
+        for i in range(64):
+            self.damage(i, bytes([sound[i] ^ 0x40]))
+            with self.subTest(i), self.assertRaises(shmkit.HeaderError) as e:
+                Segment.open(self.name)
+            self.assertIs(type(e.exception), shmkit.NotSegmentError if i < 8 else shmkit.HeaderError)
+            self.damage(i, sound[i : i + 1])
+        self.open().unlink()
+
+    def forge(self, **values):
+        fields = dict(version=1, header_size=4096, capacity=100, flags=0)
+        fields.update(values)
+        b = _header._FIXED.pack(b"shmkit\x1a\n", *fields.values(), 1, 1, bytes(16), 0, 0)[:60]
+        return b + struct.pack("=I", _header.crc32c(b)) + bytes(_header.USED - 64)
+
+    def test_lies(self):
+        for kind, values in [
+            (shmkit.VersionError, dict(version=2)),
+            (shmkit.HeaderError, dict(header_size=0)),
+            (shmkit.HeaderError, dict(header_size=2048)),
+            (shmkit.HeaderError, dict(header_size=4097)),
+            (shmkit.HeaderError, dict(header_size=1 << 17)),
+            (shmkit.HeaderError, dict(capacity=0)),
+            (shmkit.HeaderError, dict(capacity=1 << 63)),
+            (shmkit.HeaderError, dict(capacity=101)),
+        ]:
+            with self.subTest(values), self.assertRaises(kind):
+                _header.parse(self.forge(**values), 4096 + 100)
+        self.assertEqual(_header.parse(self.forge(), 4096 + 100).capacity, 100)
+        for n in range(_header.USED):
+            with self.assertRaises(shmkit.NotSegmentError):
+                _header.parse(self.forge()[:n], 4096 + 100)
+
+    def test_scribbled_words(self):
+        a = self.create()
+        self.damage(_header.COUNT, b"\xff" * 4)
+        self.damage(_header.SIZE, b"\xff" * 8)
+        self.assertEqual([a.size, len(a.buf), a.refs], [100, 100, (1 << 31) - 1])
+        self.damage(_header.STATE, struct.pack("=I", 7))
+        self.addCleanup(setattr, _linux, "PATIENCE", _linux.PATIENCE)
+        _linux.PATIENCE = 0.05
+        with self.assertRaises(shmkit.HeaderError):
+            self.open()
+        a.close()
+        self.assertFalse(self.exists())
+
+    def test_other_things(self):
+        for content in b"", b"raw bytes of another program", bytes(8192):
+            with open(DIR + self.name, "wb") as f:
+                f.write(content)
+            with self.assertRaises(shmkit.NotSegmentError):
+                Segment.open(self.name)
+            with self.assertRaises(FileExistsError):
+                Segment.create(self.name, 1)
+            self.assertNotIn(self.name, shmkit.reap())
+            shmkit.unlink(self.name)
+        makers = os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)
+        for make, remove in zip(makers, (os.rmdir, os.unlink, os.unlink)):
+            make(DIR + self.name)
+            for f in Segment.open, shmkit.unlink:
+                with self.assertRaises(ValueError):
+                    f(self.name)
+            with self.assertRaises(FileExistsError):
+                Segment.create(self.name, 1)
+            remove(DIR + self.name)
+
+    def test_truncated_under_our_hands(self):
+        a, b = self.create(), self.open()
+        for size in mmap.PAGESIZE, 0:
+            os.truncate(DIR + self.name, size)
+            for use in "size", "refs", "buf":
+                with self.subTest(use), self.assertRaises(OSError):
+                    getattr(a, use)
+            with self.assertRaises(shmkit.HeaderError):
+                Segment.open(self.name)
+        a.close()
+        b.close()
+        self.assertFalse(self.exists())
+
+
+class Views(Case):
+    def test_outlive_close(self):
+        a = self.create()
+        a.buf[:5] = b"valid"
+        view = a.buf[:5]
+        a.close()
+        self.assertFalse(self.exists())
+        self.assertEqual(bytes(view), b"valid")
+
+    def test_hold_no_lock_after_close(self):
+        a, b = self.create(), self.open()
+        view = a.buf
+        a.close()
+        b.close()
+        self.assertFalse(self.exists())
+        self.assertEqual(len(view), 100)
+
+    def test_keep_a_dropped_segment_attached(self):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            view = Segment.create(self.name, 100).buf
+            gc.collect()
+            self.assertTrue(self.exists())
+            with self.open() as b:
+                self.assertEqual(b.refs, 2)
+            view.release()
+            del view
+            gc.collect()
+        self.assertFalse(self.exists())
+        self.assertEqual([w.category for w in caught], [ResourceWarning])
+
+    def test_no_descriptor_is_left(self):
+        before = os.listdir("/proc/self/fd")
+        for _ in range(3):
+            with self.create(), self.open(), self.open(readonly=True):
+                pass
+            for f in lambda: self.open(), lambda: Segment.create(None, 1 << 55), lambda: Segment.create("x" * 300, 1):
+                with self.assertRaises((OSError, ValueError)):
+                    f()
+        with self.create():
+            with self.assertRaises(FileExistsError):
+                self.create()
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+
+
+class Processes(Case):
+    def test_killed(self):
+        p = self.peer()
+        self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10); s.buf[:4] = b'left'"), "done")
+        a = self.open()
+        p.end()
+        self.assertEqual([bytes(a.buf[:4]), a.linked, a.refs], [b"left", True, 2])
+        self.open().close()
+        self.assertTrue(self.exists())
+        a.close()
+        self.assertFalse(self.exists())
+
+    def test_all_killed(self):
+        for find in "open", "create", "reap":
+            p = self.peer()
+            self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10)"), "done")
+            p.end()
+            # Other programs may find it dead before us, at any time.
+            if find == "open":
+                with self.assertRaises(FileNotFoundError):
+                    self.open()
+            elif find == "create":
+                with self.create(20) as a:
+                    self.assertEqual(a.cap, 20)
+            else:
+                shmkit.reap()
+            self.assertFalse(self.exists())
+
+    def test_exit_without_close(self):
+        end = f"from shmkit import *; s = Segment.create({self.name!r}, 10); v = s.buf; "
+        for how in "", "exit(3)", "1/0", "del s", "import threading; threading.Thread(target=lambda: s).start()":
+            subprocess.run(
+                [sys.executable, "-c", end + how],
+                env=ENV,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+            with self.subTest(how):
+                self.assertFalse(self.exists())
+
+    def test_stopped_in_the_middle(self):
+        """A peer that holds the mutex lane for ever: errors after patience, no hang."""
+        a, b = self.create(), self.open()
+        _linux.PATIENCE, patience = 0.05, _linux.PATIENCE
+        self.addCleanup(setattr, _linux, "PATIENCE", patience)
+        o = _linux.open_object(self.name, True)
+        self.addCleanup(o.close)
+        self.assertTrue(o.lock(_linux.MUTEX, _linux.ALONE))
+        for f in self.open, a.unlink, lambda: shmkit.unlink(self.name):
+            with self.assertRaises(TimeoutError):
+                f()
+        a.close()
+        b.close()
+        self.assertTrue(self.exists())  # dead, for whoever comes next
+        o.unlock()
+        with self.assertRaises(FileNotFoundError):
+            self.open()
+        self.assertFalse(self.exists())
+
+    def test_fork(self):
+        """A forked child neither ends its parent's attachment nor adds one."""
+        a = self.create()
+        a.buf[:6] = b"parent"
+        for leave in lambda: a.close(), lambda: sys.exit(0), lambda: None:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    a.buf[:6] = b"child "
+                    leave()
+                    if not a.closed:
+                        a.close()
+                finally:
+                    os._exit(0)
+            os.waitpid(pid, 0)
+            self.assertEqual([bytes(a.buf[:6]), a.refs, a.linked], [b"child ", 1, True])
+            with self.open() as b:  # would find a block without locks dead
+                self.assertEqual(b.id, a.id)
+        a.close()
+        self.assertFalse(self.exists())
+
+    def test_forked_child_keeps_the_block_of_a_killed_parent(self):
+        r, w = os.pipe()
+        p = self.peer(pass_fds=[r])
+        os.close(r)
+        self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10)"), "done")
+        self.assertEqual(p.do(f"pid = os.fork() or (os.close(0), os.read({r}, 1), os._exit(0))"), "done")
+        p.process.kill()
+        p.process.wait()
+        with self.assertRaises(FileExistsError):
+            Segment.create(self.name, 10)
+        os.close(w)
+        self.assertEqual(p.process.stdout.read(), "")  # the child has ended as well
+        with self.assertRaises(FileNotFoundError):
+            self.open()
+        self.assertFalse(self.exists())
+
+    def test_pickle(self):
+        a = self.create()
+        for readonly in False, True:
+            with pickle.loads(pickle.dumps(self.open(readonly=readonly))) as b:
+                self.assertEqual([b.id, b.readonly], [a.id, readonly])
+
+    def test_processes_race(self):
+        """Processes create, open, write, close and are killed, all with one name."""
+        program = """
+import os, signal, sys
+from shmkit import *
+for i in range(300):
+    try:
+        with Segment.open(sys.argv[1]) as s:
+            s.buf[0] = 1
+    except FileNotFoundError:
+        try:
+            Segment.create(sys.argv[1], 10).close()
+        except FileExistsError:
+            pass
+    if i == 60 and len(sys.argv) > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+        for _ in range(2):
+            peers = [
+                subprocess.Popen([sys.executable, "-c", program, self.name] + ["killed"] * (i % 2), env=ENV)
+                for i in range(6)
+            ]
+            self.assertEqual([p.wait() for p in peers], [0, -signal.SIGKILL] * 3)
+            with self.assertRaises(FileNotFoundError):
+                self.open()
+            self.assertFalse(self.exists())
+
+    @unittest.skipUnless(os.getuid() == 0, "only root can become another user: run as root")
+    def test_another_user(self):
+        a = self.create(mode=0o644)
+        p = self.peer()
+        self.assertEqual(p.do("os.setuid(65534)"), "done")
+        self.assertEqual(p.do(f"s = Segment.open({self.name!r})"), "PermissionError")
+        self.assertEqual(p.do(f"unlink({self.name!r})"), "PermissionError")
+        self.assertEqual(p.do(f"s = Segment.open({self.name!r}, readonly=True)"), "done")
+        self.assertEqual(p.do("assert s.size == 100 and s.refs == 1 and s.linked"), "done")
+        self.assertEqual(p.do("s.unlink()"), "PermissionError")
+        a.close()
+        self.open().close()  # kept alive by the one who may only read ...
+        self.assertTrue(self.exists())
+        self.assertEqual(p.do("s.close()"), "done")
+        self.assertEqual(p.do(f"s = Segment.open({self.name!r}, readonly=True)"), "FileNotFoundError")
+        with self.assertRaises(FileNotFoundError):  # ... and dead after it
+            self.open()
+        self.assertFalse(self.exists())
+
+    def test_no_resource_tracker(self):
+        p = self.peer()
+        self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 9); t = Segment.open({self.name!r}); s.close()"), "done")
+        self.assertEqual(p.do("assert not [m for m in sys.modules if m.startswith('multiprocessing')]"), "done")
+        self.assertEqual(p.do("t.close()"), "done")
+
+
+class Mounts(unittest.TestCase):
+    """Programs that have a /dev/shm of their own."""
+
+    def setUp(self):
+        if subprocess.call(["unshare", "-m", "true"], stderr=subprocess.DEVNULL) != 0:
+            self.skipTest("only root can mount file systems: run as root")
+
+    def run_on(self, fstype, options, program):
+        mount = f'mount -t {fstype} -o {options} shmtest /dev/shm && exec "$0" -c "$1"'
+        imports = "import errno, os, shmkit\nfrom shmkit import Segment\n"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", mount, sys.executable, imports + program],
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+        )
+        self.assertEqual((done.returncode, done.stdout), (0, "end\n"))
+
+    def test_full(self):
+        program = """
+def free():
+    fs = os.statvfs("/dev/shm")
+    return fs.f_bavail, fs.f_ffree
+for size, filled in (1 << 20, 0), (2 << 20, 0), (1 << 60, 0), (1 << 19, 1 << 19), (1, (1 << 20) - 4096):
+    with open("/dev/shm/fill", "wb") as f:
+        f.write(bytes(filled))
+    before = free()
+    try:
+        Segment.create("full", size)
+    except OSError as e:
+        assert e.errno == errno.ENOSPC and e.filename == "full", e
+    else:
+        print("created", size)
+    assert before == free()
+    os.unlink("/dev/shm/fill")
+with Segment.create("taken", 600 << 10):
+    try:
+        Segment.create("taken", 600 << 10)
+    except FileExistsError:
+        print("end")
+"""
+        self.run_on("tmpfs", "size=1m", program)
+
+    def test_the_dead_make_room(self):
+        program = """
+pid = os.fork()
+if pid == 0:
+    kept = Segment.create("dead", 800 << 10)
+    os._exit(0)
+os.waitpid(pid, 0)
+assert os.path.exists("/dev/shm/dead")
+with Segment.create("new", 700 << 10):
+    assert os.listdir("/dev/shm") == ["new"]
+print("end")
+"""
+        self.run_on("tmpfs", "size=1m", program)
+
+    def test_without_limit(self):
+        program = """
+Segment.create("some", 1 << 20).close()
+try:
+    Segment.create("huge", 1 << 50)
+except OSError as e:
+    assert e.errno == errno.ENOSPC, e
+    print("end")
+"""
+        self.run_on("tmpfs", "size=0", program)
+
+    def test_no_tmpfs(self):
+        program = """
+try:
+    Segment.create("name", 1)
+except OSError as e:
+    assert e.errno == errno.ENOTSUP, e
+    print("end")
+assert not os.listdir("/dev/shm")
+"""
+        self.run_on("ramfs", "mode=1777", program)
+
+    def test_read_only(self):
+        program = """
+try:
+    Segment.create("name", 1)
+except PermissionError:
+    print("end")
+"""
+        self.run_on("tmpfs", "ro", program)
+
+
+class Source(unittest.TestCase):
+    def test_grammar_is_that_of_3_8(self):
+        for path in (HERE.parent / "shmkit").glob("*.py"):
+            ast.parse(path.read_text(), str(path), feature_version=(3, 8))
+
+    def test_lock_commands(self):
+        for name, value in ("F_OFD_GETLK", _linux._F_OFD_GETLK), ("F_OFD_SETLK", _linux._F_OFD_SETLK):
+            self.assertEqual(getattr(fcntl, name, value), value)
+
+
+if __name__ == "__main__":
+    unittest.main()
