@@ -24,7 +24,10 @@ func Hash(v io.Writer) bool { return isHash(v) }
 func Kept() int64 { return kept.Load() }
 
 // Quick reports whether short copies of the Segment do without the gate.
-func Quick(s *Segment) bool { return s.quickly() != nil }
+func Quick(s *Segment) bool {
+	s.Size() // decides it
+	return s.h.quick()
+}
 
 // SetPatience changes how long to wait for peers, for the time of the test.
 func SetPatience(t testing.TB, d time.Duration) {

@@ -71,24 +71,30 @@ func warnOfLeak(l Leak) {
 func watch(a *attachment, skip int) *handle {
 	h := &handle{attachment: a, id: leaks.Track(a.name, int64(len(a.data)), skip+1)}
 	runtime.AddCleanup(h, drop, dropped{a, h.id})
-	a.keep()
 	return h
 }
 
 // kept is how much address space is or will be kept until drop.
 var kept atomic.Int64
 
-// keep makes Close keep the addresses of the mapping, unless that would come to
-// too much until the collector runs. There is a limit to the number of mappings
-// as well (vm.max_map_count, 65,530), so a small one counts for more than it is.
-func (a *attachment) keep() {
-	n, most := max(int64(len(a.mem)), 8<<20), revocable()
-	if kept.Add(n) > most || raw.Race {
-		kept.Add(-n)
+// keeps is how much of it an attachment counts for. There is a limit to the
+// number of mappings as well (vm.max_map_count, 65,530), so a small one counts
+// for more than it is.
+func (a *attachment) keeps() int64 { return max(int64(len(a.mem)), 8<<20) }
+
+// decideQuick has short copies from now on do without the gate, unless the
+// addresses that are kept could come to too much until the collector runs.
+func (a *attachment) decideQuick() {
+	if a.pass.Load() != passUndecided {
 		return
 	}
-	a.keeps = n
-	a.quick.Store(true)
+	pass, keeps := uint32(passQuick), a.keeps()
+	if kept.Add(keeps) > revocable() || raw.Race {
+		pass = passGate
+	}
+	if !a.pass.CompareAndSwap(passUndecided, pass) || pass == passGate {
+		kept.Add(-keeps)
+	}
 }
 
 type dropped struct {
@@ -117,10 +123,10 @@ func drop(d dropped) {
 	}
 }
 
-// release ends what keep began.
+// release gives back the addresses that close has kept.
 func (a *attachment) release() {
-	if a.keeps > 0 {
+	if a.kept {
 		munmap(a.mem)
-		kept.Add(-a.keeps)
+		kept.Add(-a.keeps())
 	}
 }

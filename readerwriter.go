@@ -25,7 +25,10 @@ import (
 // [fs.ErrInvalid] for a negative offset, [fs.ErrClosed], or [ErrFault] with the
 // number of bytes that could be copied.
 func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
-	if h := s.quickly(); h != nil && len(p) <= short && off >= 0 {
+	if s == nil {
+		return s.readGated(p, off)
+	}
+	if h := s.h; h.quick() && len(p) <= short && off >= 0 {
 		n, size := h.tryRead(p, off)
 		runtime.KeepAlive(h)
 		if n == len(p) {
@@ -38,17 +41,21 @@ func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
 	return s.readGated(p, off)
 }
 
-// short is how many bytes are copied without passing the gate, because above it
-// that is a few hundredths of the time. It is bounded because a copy that Close
-// overtakes is given up half done, and one inside the gate is not.
+// short is how many bytes are copied without passing the gate. Above it the gate
+// is some hundredths of the time, and a copy that Close overtakes is better
+// finished, as one inside the gate is, than given up.
 const short = 16 << 10
 
+// readGated is ReadAt for what is not quick, and for the first that could be.
 func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 	h, token, err := s.enter("read")
 	if err != nil {
 		return 0, err
 	}
 	defer h.leave(token)
+	if len(p) <= short {
+		h.decideQuick()
+	}
 	n, err = h.readAt(p, off)
 	if err != nil {
 		err = pathError("read", h.name, err)
@@ -62,7 +69,10 @@ func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 // Other errors are [ErrReadOnly], [fs.ErrInvalid] for a negative offset,
 // [fs.ErrClosed], and [ErrFault] with the number of bytes that could be copied.
 func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
-	if h := s.quickly(); h != nil && 0 < len(p) && len(p) <= short && off >= 0 && !h.readOnly {
+	if s == nil {
+		return s.writeGated(p, off)
+	}
+	if h := s.h; h.quick() && 0 < len(p) && len(p) <= short && off >= 0 && !h.readOnly {
 		ok := off <= int64(len(h.data)-len(p)) && h.tryWrite(p, off, 0, 0)
 		runtime.KeepAlive(h)
 		if ok {
@@ -78,6 +88,9 @@ func (s *Segment) writeGated(p []byte, off int64) (n int, err error) {
 		return 0, err
 	}
 	defer h.leave(token)
+	if len(p) <= short {
+		h.decideQuick()
+	}
 	n, err = h.writeAt(p, off)
 	if err != nil {
 		err = pathError("write", h.name, err)
@@ -630,20 +643,19 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 // tryRead returns how many bytes it has copied and the size of the block, or a
 // negative size if there was a fault.
 func (a *attachment) tryRead(p []byte, off int64) (n int, size int64) {
+	size = -1
 	before := debug.SetPanicOnFault(true)
-	done := false
-	defer func() {
+	defer func() { // short and with little to carry: it is what a short read costs most
 		debug.SetPanicOnFault(before)
-		if !done {
+		if size < 0 {
 			a.faultAt(recover())
-			n, size = 0, -1
 		}
 	}()
-	size = a.loadSize()
-	if off < size {
-		n = copy(p, a.data[off:size])
+	have := a.loadSize()
+	if off < have {
+		n = copy(p, a.data[off:have])
 	}
-	done = true
+	size = have
 	return n, size
 }
 

@@ -142,10 +142,10 @@ type attachment struct {
 	readOnly bool
 	handed   bool // came by a file; no name need lead to the object
 
-	gate  gate.Gate   // keeps mem and obj while calls use them
-	quick atomic.Bool // short copies need not pass the gate; see quickly
-	lent  atomic.Bool // Bytes has been called
-	keeps int64       // address space that is kept until drop
+	gate gate.Gate     // keeps mem and obj while calls use them
+	pass atomic.Uint32 // whether short copies go by the gate; see quick
+	lent atomic.Bool   // Bytes has been called
+	kept bool          // the addresses of mem are kept until drop; set by close
 
 	warmed atomic.Uint64 // where in the data long writes have come to; see fresh
 
@@ -454,7 +454,7 @@ func (a *attachment) discard() {
 // free gives back what an attachment without locks has of the system.
 func (a *attachment) free() {
 	switch {
-	case a.keeps > 0:
+	case a.kept:
 		revoke(a.mem) // or else the memory stays until drop
 	case a.mem != nil:
 		munmap(a.mem)
@@ -468,7 +468,7 @@ func (a *attachment) close() bool {
 	if !a.gate.Close() {
 		return false
 	}
-	a.quick.Store(false)
+	a.kept = a.pass.Swap(passGate) == passQuick
 	if !a.raw {
 		a.detach()
 	}
@@ -476,18 +476,19 @@ func (a *attachment) close() bool {
 	return true
 }
 
-// quickly returns the handle to a call that only copies a few bytes, if that may
-// use the memory without passing the gate. Close then takes the memory away in
-// the middle of the call, but not its addresses: the call gets a fault, which
-// costs nothing to look out for as all access to the memory must, and then
-// finds the gate closed. The addresses are kept until drop, which comes when
-// the handle is unreachable: a call must keep it alive.
-func (s *Segment) quickly() *handle {
-	if s == nil || s.h == nil || !s.h.quick.Load() {
-		return nil
-	}
-	return s.h
-}
+// quick reports whether a call that only copies a few bytes may use the memory
+// without passing the gate. Close then takes the memory away in the middle of
+// the call, but not its addresses: the call gets a fault, which costs nothing to
+// look out for as all access to the memory must, and then finds the gate closed.
+// The addresses are kept until drop, which comes when the handle is
+// unreachable: the call must keep it alive.
+func (h *handle) quick() bool { return h != nil && h.pass.Load() == passQuick }
+
+const (
+	passUndecided = iota // they have, so far: Close need not keep addresses
+	passQuick            // short copies do without the gate
+	passGate             // they go by it, as all else does
+)
 
 // enter begins a call that uses the attachment; leave ends it.
 func (s *Segment) enter(op string) (*handle, gate.Token, error) {
@@ -545,7 +546,10 @@ func (s *Segment) Cap() int64 {
 
 // Size returns how many bytes the block holds, 0 if the Segment is closed.
 func (s *Segment) Size() int64 {
-	if h := s.quickly(); h != nil {
+	if s == nil {
+		return 0
+	}
+	if h := s.h; h.quick() {
 		_, size := h.tryRead(nil, 0)
 		runtime.KeepAlive(h)
 		if size >= 0 {
@@ -557,6 +561,7 @@ func (s *Segment) Size() int64 {
 		return 0
 	}
 	defer h.leave(token)
+	h.decideQuick()
 	size, _ := h.size()
 	return size
 }

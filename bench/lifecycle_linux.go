@@ -1,0 +1,313 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/shmkit/shm"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	python    = "CPython"
+	untracked = "CPython, no tracker"
+	calls     = "its system calls"
+	// The header that the library puts before the data, and the two bytes of the
+	// file that it locks.
+	head       = 4096
+	laneMutex  = 1 << 62
+	laneLife   = laneMutex + 1
+	headerUsed = 320
+)
+
+// lock is one system call of the floors, which do without checking.
+func lock(fd int, typ int16, start, n int64) {
+	unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: typ, Start: start, Len: n})
+}
+
+// attach does the system calls that attaching to a block and detaching from it
+// cannot do without, as long as others are attached.
+func attach(path string, length int) {
+	fd := check2(unix.Open(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0))
+	var st unix.Stat_t
+	unix.Fstat(fd, &st) // a regular file, on a tmpfs, and how long?
+	var header [headerUsed]byte
+	unix.Pread(fd, header[:], 0)
+	mem := check2(unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED))
+	lock(fd, unix.F_WRLCK, laneMutex, 1)
+	lock(fd, unix.F_WRLCK, laneLife, 1) // is it dead?
+	lock(fd, unix.F_RDLCK, laneLife, 1)
+	unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) // has it still the name?
+	mem[128]++
+	lock(fd, unix.F_UNLCK, laneMutex, 1)
+
+	lock(fd, unix.F_WRLCK, laneMutex, 1)
+	mem[128]--
+	lock(fd, unix.F_WRLCK, laneLife, 1) // the last one?
+	lock(fd, unix.F_UNLCK, 0, 0)
+	unix.Munmap(mem)
+	unix.Close(fd)
+}
+
+// create is attach for making a block and closing it as the last.
+func create(path string, length int, reserve bool) {
+	fd := check2(unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600))
+	var st unix.Stat_t
+	unix.Fstat(fd, &st) // has the umask taken permissions away?
+	unix.Ftruncate(fd, int64(length))
+	if reserve {
+		unix.Fallocate(fd, 0, 0, int64(length))
+	}
+	mem := check2(unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED))
+	lock(fd, unix.F_RDLCK, laneLife, 1)
+	var header [headerUsed]byte
+	unix.Pwrite(fd, header[:], 0)
+	if unix.Linkat(fd, "", unix.AT_FDCWD, path, unix.AT_EMPTY_PATH) != nil { // Linux < 6.10, and not root
+		check(unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW))
+	}
+
+	lock(fd, unix.F_WRLCK, laneMutex, 1)
+	mem[128]--
+	lock(fd, unix.F_WRLCK, laneLife, 1) // the last one?
+	unix.Pwrite(fd, header[:4], 64)
+	unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW)
+	unix.Unlink(path)
+	lock(fd, unix.F_UNLCK, 0, 0)
+	unix.Munmap(mem)
+	unix.Close(fd)
+}
+
+// pythonScript attaches, or creates, as often as it is told to.
+const pythonScript = `
+import sys
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+kind, name, tracked = sys.argv[1], sys.argv[2], sys.argv[3] == "true"
+if not tracked:
+    resource_tracker.register = resource_tracker.unregister = lambda *args: None
+for line in sys.stdin:
+    for _ in range(int(line)):
+        if kind == "attach":
+            SharedMemory(name=name).close()
+        else:
+            m = SharedMemory(name=name, create=True, size=1 << 20)
+            m.close()
+            m.unlink()
+    print("done", flush=True)
+`
+
+// python returns a contender that has a Python process do the work, if there is
+// a Python. CPython tells a tracker process of each attachment, which unlinks the
+// block in the end; from 3.13 on that can be turned off.
+func (b *bench) python(kind, name string, tracked bool) []contender {
+	path, err := exec.LookPath("python3")
+	if err != nil {
+		return nil
+	}
+	cmd := exec.CommandContext(b.ctx, path, "-c", pythonScript, kind, name, fmt.Sprint(tracked))
+	in, out := check2(cmd.StdinPipe()), bufio.NewReader(check2(cmd.StdoutPipe()))
+	cmd.Stderr = io.Discard // the tracker complains of what it finds unlinked
+	check(cmd.Start())
+	b.cleanup(func() {
+		in.Close()
+		cmd.Wait()
+	})
+	label := python
+	if !tracked {
+		label = untracked
+	}
+	return []contender{{name: label, run: func(n int) {
+		check2(fmt.Fprintln(in, n))
+		check2(out.ReadString('\n'))
+	}}}
+}
+
+func each(n int, f func() error) {
+	for range n {
+		check(f())
+	}
+}
+
+func openClose(name string, opts ...shm.Option) func(n int) {
+	return func(n int) {
+		each(n, func() error { return check2(shm.Open(name, opts...)).Close() })
+	}
+}
+
+func createClose(size int64, opts ...shm.Option) func(n int) {
+	return func(n int) {
+		each(n, func() error { return check2(shm.Create("", size, opts...)).Close() })
+	}
+}
+
+func lifecycle(b *bench) []contest {
+	const headerless = "shm, Headerless"
+	blocks := 10_000
+	if b.quick {
+		blocks = 300
+	}
+	return []contest{
+		{"Attach and detach", "1 MiB", []goal{
+			{ours, calls, 1.25}, {ours, python, 1 / 1.5}, {ours, untracked, 1 / 1.5}, {headerless, untracked, 1 / 1.5}, {ours, osFile, 0},
+		}, func(b *bench) []contender {
+			seg := b.block(capacity)
+			raw := b.block(capacity, shm.Headerless())
+			path := filepath.Join(shmDir, seg.Name())
+			return slices.Concat([]contender{
+				{name: ours, run: openClose(seg.Name())},
+				{name: headerless, run: openClose(raw.Name(), shm.Headerless())},
+				{name: calls, run: func(n int) {
+					for range n {
+						attach(path, head+capacity)
+					}
+				}},
+				{name: osFile, run: func(n int) {
+					each(n, func() error { return check2(os.OpenFile(path, os.O_RDWR, 0)).Close() })
+				}},
+			}, b.python("attach", raw.Name(), true), b.python("attach", raw.Name(), false))
+		}},
+		{"Attach and detach", "8 GiB against 1 MiB, Sparse", []goal{
+			{ours + " 8 GiB", ours + " 1 MiB", 1.2}, {calls + " 8 GiB", calls + " 1 MiB", 0},
+		}, func(b *bench) (list []contender) {
+			for _, n := range []int64{8 << 30, capacity} {
+				name := b.block(n, shm.Sparse()).Name()
+				path := filepath.Join(shmDir, name)
+				list = append(list,
+					contender{name: ours + " " + size(n), run: openClose(name)},
+					contender{name: calls + " " + size(n), run: func(times int) {
+						for range times {
+							attach(path, head+int(n))
+						}
+					}})
+			}
+			return list
+		}},
+		{"Create and close", "1 MiB, Sparse", []goal{{ours, calls, 1.3}, {ours, python, 0}}, func(b *bench) []contender {
+			path := b.path("floor")
+			return append([]contender{
+				{name: ours, run: createClose(capacity, shm.Sparse())},
+				{name: calls, run: func(n int) {
+					for range n {
+						create(path, head+capacity, false)
+					}
+				}},
+			}, b.python("create", filepath.Base(b.dir)+"-py", true)...)
+		}},
+		{"Create and close", "1 MiB, reserved", []goal{{ours, calls + " and fallocate", 1.1}}, func(b *bench) []contender {
+			path := b.path("floor")
+			return []contender{
+				{name: ours, run: createClose(capacity)},
+				{name: calls + " and fallocate", run: func(n int) {
+					for range n {
+						create(path, head+capacity, true)
+					}
+				}},
+			}
+		}},
+		{"Many blocks", fmt.Sprintf("List of %d", blocks), []goal{{ours, "open, read, close each", 2}}, func(b *bench) []contender {
+			b.cleanup(manyBlocks(blocks))
+			return []contender{
+				{name: ours, once: true, run: func(int) { check2(shm.List()) }},
+				{name: "open, read, close each", once: true, run: func(int) { readHeaders() }},
+			}
+		}},
+		{"Many blocks", "List, time per block", []goal{{fmt.Sprint(blocks), fmt.Sprint(blocks / 10), 1.2}}, func(b *bench) []contender {
+			list := func(n int) contender {
+				var remove func()
+				return contender{
+					name: fmt.Sprint(n), once: true, items: func() int { return n },
+					before: func() { remove = manyBlocks(n) }, after: func() { remove() },
+					run: func(int) { check2(shm.List()) },
+				}
+			}
+			return []contender{list(blocks), list(blocks / 10)}
+		}},
+		{"Many blocks", "Reap, time per dead block", []goal{{fmt.Sprint(blocks), fmt.Sprint(blocks / 10), 1.2}}, func(b *bench) []contender {
+			reap := func(n int) contender {
+				var found int // another process may reap some of them
+				return contender{
+					name: fmt.Sprint(n), once: true, items: func() int { return found },
+					before: func() { b.dead(n) },
+					run:    func(int) { found = len(check2(shm.Reap())) },
+				}
+			}
+			return []contender{reap(blocks), reap(blocks / 10)}
+		}},
+	}
+}
+
+// manyBlocks makes n blocks that nobody is attached to, for that would take n
+// descriptors.
+func manyBlocks(n int) (remove func()) {
+	var names []string
+	remove = func() {
+		for _, name := range names {
+			shm.Unlink(name)
+		}
+	}
+	defer func() {
+		if len(names) < n { // on its way to run
+			remove()
+		}
+	}()
+	for range n {
+		seg := check2(shm.Create("", 1, shm.Persistent(), shm.Sparse()))
+		names = append(names, seg.Name())
+		check(seg.Close())
+	}
+	return remove
+}
+
+// readHeaders opens all there is in /dev/shm and reads a header of it.
+func readHeaders() {
+	dir := check2(os.Open(shmDir))
+	defer dir.Close()
+	var header [headerUsed]byte
+	for {
+		entries, err := dir.ReadDir(256)
+		for _, e := range entries {
+			fd, err := unix.Open(filepath.Join(shmDir, e.Name()), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err != nil {
+				continue
+			}
+			unix.Pread(fd, header[:], 0)
+			unix.Close(fd)
+		}
+		if err == io.EOF {
+			return
+		}
+		check(err)
+	}
+}
+
+// dead has a process make n blocks and be killed.
+func (b *bench) dead(n int) {
+	cmd := exec.CommandContext(b.ctx, "/proc/self/exe", "leave-dead", strconv.Itoa(n))
+	if out, err := cmd.CombinedOutput(); !strings.Contains(fmt.Sprint(err), "killed") {
+		check(fmt.Errorf("making %d dead blocks: %v: %s", n, err, out))
+	}
+}
+
+func leaveDead(arg string) {
+	n, _ := strconv.Atoi(arg)
+	for range n {
+		seg, err := shm.Create("", 1, shm.Sparse())
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		dying = append(dying, seg)
+	}
+	syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}
+
+var dying []*shm.Segment // attached until the end
