@@ -392,6 +392,9 @@ func createAnonymous(size int64, sparse bool) (*object, error) {
 const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
 func (o *object) prepareAnonymous(size int64, sparse bool) error {
+	if _, err := o.stat(); err != nil {
+		return err
+	}
 	if !sparse && !available(size) {
 		return unix.ENOSPC
 	}

@@ -54,6 +54,8 @@ func TestScripts(t *testing.T) {
 			case "lists":
 				_, err := shm.List()
 				return !errors.Is(err, errors.ErrUnsupported), nil
+			case "manager":
+				return hasManager(t), nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},

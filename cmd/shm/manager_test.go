@@ -57,16 +57,24 @@ func useManager(verb, name string, args []string) error {
 	return err
 }
 
-func skipWithoutManager(t *testing.T) {
+func hasManager(t *testing.T) bool {
 	t.Helper()
 	l, err := manager.Listen(filepath.Join(t.TempDir(), "socket"))
 	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("no manager on this system")
+		return false
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
+	return true
+}
+
+func skipWithoutManager(t *testing.T) {
+	t.Helper()
+	if !hasManager(t) {
+		t.Skip("no manager on this system")
+	}
 }
 
 func mustBeGone(t *testing.T, addr string) {
