@@ -24,6 +24,7 @@ type Peer struct{ PID, UID, GID int }
 // Access is what a client may do.
 type Access int
 
+// The levels of access, each with what the one before has.
 const (
 	NoAccess   Access = iota // nothing: it is refused
 	ReadAccess               // Open of blocks ReadOnly, and List

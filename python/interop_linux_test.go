@@ -152,9 +152,10 @@ func TestNamesAndSizes(t *testing.T) {
 		for _, how := range []string{"raw", ""} {
 			for i, size := range []int{1, 7, 4095, 4096, 4097, 65536, 1<<20 + 3} {
 				name := unique(t)
-				if i == 0 {
+				switch i {
+				case 0:
 					name += strings.Repeat("x", 255-len(name))
-				} else if i == 1 {
+				case 1:
 					name += "._-Z"
 				}
 				t.Cleanup(func() { shm.Unlink(name) })

@@ -106,7 +106,7 @@ func (p *Page) Join() bool {
 		for i := 0; i < p.Slots() && p.slot == none; i++ {
 			w := p.slotWord(i)
 			holder := w.Load()
-			if holder != 0 && !(reuse && p.gone(holder)) {
+			if holder != 0 && (!reuse || !p.gone(holder)) {
 				continue
 			}
 			step("slot")
