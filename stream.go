@@ -1,0 +1,348 @@
+package shm
+
+// How ReadFrom and WriteTo, and long writes, find the fastest road between the
+// block and what is at the other end.
+
+import (
+	"errors"
+	"hash"
+	"io"
+	"net"
+	"path"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/shmkit/shm/internal/raw"
+)
+
+var (
+	errInvalidRead  = errors.New("shm: reader returned invalid count from Read")
+	errInvalidWrite = errors.New("shm: writer returned invalid count from Write")
+
+	// errNotPollable is a descriptor that would block a whole thread, and the
+	// memory with it, for as long as the other side likes.
+	errNotPollable = errors.New("shm: descriptor is in blocking mode")
+
+	// errWouldBlock is a descriptor without bytes, or without room for any.
+	errWouldBlock = errors.New("shm: descriptor is not ready")
+)
+
+// buffers stand between the block and Readers and Writers that are not known to
+// leave its memory alone. They fit the second-level cache of common processors.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, 128<<10)
+	return &b
+}}
+
+// rawConn returns the descriptor under v if nothing is known to stand between
+// reading or writing v and it: v is a file or a stream of package os or net.
+// io.Copy hides some methods of these in types that have no exported name, so
+// it is the package that counts. A type of the program's own that embeds one can
+// have methods of its own, so it is not of them.
+func rawConn(v any) syscall.RawConn {
+	conn, ok := v.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	if p := packageOf(v); p != "os" && p != "net" {
+		return nil
+	}
+	if c, ok := v.(net.Conn); ok {
+		addr := c.LocalAddr() // nil if it is not connected
+		if addr == nil || addr.Network() != "tcp" && addr.Network() != "unix" {
+			return nil // datagrams: a read of none is not the end
+		}
+	}
+	c, err := conn.SyscallConn()
+	if err != nil {
+		return nil // nil or closed; the ordinary way says so properly
+	}
+	return c
+}
+
+// packageOf returns the import path of the package that v's type is from.
+func packageOf(v any) string {
+	t := reflect.TypeOf(v)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.PkgPath()
+}
+
+// mostAtOnce bounds one system call on a mapping, so that Size follows what is
+// read and nobody waits for the offset too long.
+const mostAtOnce = 1 << 20
+
+// readFromConn reads from the descriptor into the mapping, limit bytes at most
+// unless it is negative. The waiting for bytes is done in RawConn.Read, between
+// calls of the function, so nothing of the Segment is held meanwhile.
+func (s *Segment) readFromConn(c syscall.RawConn, limit int64) (n int64, err error) {
+	var got int
+	var failure error
+	read := func(fd uintptr) bool {
+		most := int64(mostAtOnce)
+		if limit >= 0 {
+			most = min(most, limit-n)
+		}
+		got, failure = s.fill(fd, most)
+		return failure != errWouldBlock
+	}
+	for limit < 0 || n < limit {
+		got, failure = 0, nil // read may not be called
+		err := c.Read(read)
+		n += int64(got)
+		switch {
+		case err != nil:
+			return n, err
+		case failure == io.EOF:
+			return n, nil
+		case failure != nil:
+			return n, failure
+		}
+	}
+	return n, nil
+}
+
+// fill reads at most most bytes from fd to the offset.
+func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
+	h, token, err := s.enter("write")
+	if err != nil {
+		return 0, err
+	}
+	defer h.leave(token)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !pollable(fd) {
+		return 0, errNotPollable
+	}
+	room := h.data[min(h.off, int64(len(h.data))):]
+	if len(room) == 0 {
+		// Only reading can tell whether this is the end.
+		var one [1]byte
+		if _, err = readFD(fd, one[:]); err == nil {
+			err = pathError("write", h.name, ErrFull)
+		}
+		return 0, err
+	}
+	room = room[:min(int64(len(room)), most)]
+	if err := h.announce(h.off + int64(len(room))); err != nil {
+		return 0, pathError("write", h.name, err)
+	}
+	if n, err = h.receive(fd, room); n > 0 {
+		h.off += int64(n)
+		if unpublished := h.publishSize(h.off); err == nil {
+			err = unpublished
+		}
+	}
+	if errors.Is(err, ErrFault) {
+		err = pathError("write", h.name, h.faultReason(int64(h.layout.headerSize)+h.off))
+	}
+	return n, err
+}
+
+// receive reads from fd into room, the part of the data at the offset, by the
+// road that is faster; see fresh.
+func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
+	end := h.off + int64(len(room))
+	if !h.fresh(end) || !h.reaches(end) {
+		return readFD(fd, room)
+	}
+	if n, err = h.obj.receive(fd, int64(h.layout.headerSize)+h.off, len(room)); n > 0 {
+		h.warm(h.off + int64(n))
+		return n, nil
+	}
+	if err == nil { // it is a file, but that failed or found the end
+		return readFD(fd, room)
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	got, err := readFD(fd, (*buf)[:min(len(*buf), len(room))])
+	if got == 0 {
+		return 0, err
+	}
+	return h.writeAt((*buf)[:got], h.off)
+}
+
+// fresh reports whether a long write up to end goes by the file and not by the
+// mapping. The first write to a page costs a page fault in the mapping, which is
+// half of the time, and none by the file; any later write is three times faster
+// in the mapping. So each goes by the file that goes beyond where a long one,
+// or Prefault, has been before.
+func (a *attachment) fresh(end int64) bool { return hasFile && uint64(end) > a.warmed.Load() }
+
+func (a *attachment) warm(end int64) { raise(&a.warmed, uint64(end)) }
+
+// reaches reports whether the object has all bytes of the data up to end, which
+// a write by the file would otherwise add.
+func (a *attachment) reaches(end int64) bool {
+	info, err := a.obj.stat()
+	return err == nil && info.size >= int64(a.layout.headerSize)+end
+}
+
+// writeFresh writes by the file, and returns how far it came and the size that
+// the block had before.
+func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
+	end := off + int64(len(p))
+	if raw.Within(p, a.mem) || !a.reaches(end) || a.announce(end) != nil {
+		return 0, 0
+	}
+	if before, err := a.size(); err == nil {
+		size = uint64(before)
+	}
+	for n < len(p) {
+		put, err := a.obj.writeAt(p[n:], int64(a.layout.headerSize)+off+int64(n))
+		if put <= 0 || err != nil {
+			break
+		}
+		n += put
+	}
+	a.warm(off + int64(n))
+	return n, size
+}
+
+// writeToConn writes from the mapping to the descriptor, as readFromConn reads.
+func (s *Segment) writeToConn(c syscall.RawConn) (n int64, err error) {
+	var put int
+	var failure error
+	write := func(fd uintptr) bool {
+		put, failure = s.drain(fd)
+		return failure != errWouldBlock
+	}
+	for {
+		put, failure = 0, nil // write may not be called
+		err := c.Write(write)
+		n += int64(put)
+		switch {
+		case err != nil:
+			return n, err
+		case failure == io.EOF:
+			return n, nil
+		case failure != nil:
+			return n, failure
+		}
+	}
+}
+
+// drain writes bytes from the offset on to fd, io.EOF meaning that there are none.
+func (s *Segment) drain(fd uintptr) (n int, err error) {
+	h, token, err := s.enter("read")
+	if err != nil {
+		return 0, err
+	}
+	defer h.leave(token)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !pollable(fd) {
+		return 0, errNotPollable
+	}
+	part, err := h.next()
+	if err != nil {
+		return 0, err
+	}
+	write := func(p []byte) (int, error) { return writeFD(fd, p) }
+	if n, err = write(part); errors.Is(err, ErrFault) {
+		n, err = h.aroundMapping(part, write)
+	}
+	h.off += int64(n)
+	return n, err
+}
+
+// next returns bytes from the offset on, io.EOF meaning that there are none.
+func (h *handle) next() ([]byte, error) {
+	size, err := h.size()
+	if err != nil {
+		return nil, pathError("read", h.name, err)
+	}
+	if h.off >= size {
+		return nil, io.EOF
+	}
+	return h.data[h.off:min(size, h.off+mostAtOnce)], nil
+}
+
+// isHash reports whether w is a hash of the standard library that is known to
+// leave the bytes alone and not to keep them.
+func isHash(w io.Writer) bool {
+	if _, ok := w.(hash.Hash); !ok {
+		return false
+	}
+	dir, name := path.Split(packageOf(w))
+	return (strings.HasPrefix(dir, "hash/") || strings.HasPrefix(dir, "crypto/")) &&
+		slices.Contains([]string{"adler32", "crc32", "crc64", "fnv", "maphash", "md5", "sha1", "sha256", "sha3", "sha512"}, name)
+}
+
+// writeToHash has w read from the mapping.
+func (s *Segment) writeToHash(w io.Writer) (n int64, err error) {
+	for {
+		got, err := s.hashNext(w)
+		n += int64(got)
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// hashNext has w read bytes from the offset on, io.EOF meaning that there are none.
+func (s *Segment) hashNext(w io.Writer) (n int, err error) {
+	h, token, err := s.enter("read")
+	if err != nil {
+		return 0, err
+	}
+	defer h.leave(token)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	part, err := h.next()
+	if err != nil {
+		return 0, err
+	}
+	// A fault in the middle of Write would spoil the hash. So all pages are
+	// looked at before; one that is lost after that ends it with ErrFault.
+	err = h.guard(func() error { return touch(part) })
+	if err != nil {
+		n, err = h.aroundMapping(part, w.Write)
+	} else if err = h.guard(func() error { n, err = w.Write(part); return err }); err != nil {
+		err = pathError("read", h.name, err)
+	}
+	h.off += int64(n)
+	return n, err
+}
+
+// touch reads a byte of every page of p.
+func touch(p []byte) error {
+	var sum byte
+	for i := 0; i < len(p); i += minHeaderSize { // which no page is smaller than
+		sum += p[i]
+	}
+	sum += p[len(p)-1]
+	touched.Store(uint32(sum))
+	return nil
+}
+
+var touched atomic.Uint32 // or the compiler would leave out the reading
+
+// aroundMapping writes bytes of part, which faulted; see readAround.
+func (h *handle) aroundMapping(part []byte, write func([]byte) (int, error)) (int, error) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	got, err := h.readAround((*buf)[:min(len(*buf), len(part))], h.off)
+	if got == 0 {
+		return 0, pathError("read", h.name, err)
+	}
+	return write((*buf)[:got])
+}
+
+// unread takes the offset back by n bytes that were read and not delivered.
+func (s *Segment) unread(n int) {
+	if h, token, err := s.enter("seek"); err == nil {
+		h.mu.Lock()
+		h.off = max(h.off-int64(n), 0)
+		h.mu.Unlock()
+		h.leave(token)
+	}
+}
