@@ -164,6 +164,7 @@ func (c *Child) Kill() {
 	c.t.Helper()
 	c.Process.Signal(syscall.SIGKILL)
 	c.ended = true
+	c.in.Close() // a child of its own that it leaves must not read on, and keep stderr open
 	c.Cmd.Wait()
 }
 

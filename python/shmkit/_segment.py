@@ -1,5 +1,6 @@
 """The life of a block, step by step as in refcount.go and segment.go."""
 
+import contextlib
 import errno
 import functools
 import io
@@ -96,7 +97,8 @@ class _Attachment:
         self.object.must_lock(MUTEX, ALONE)
         abandoned = self.object.lock(LIFE, ALONE)
         if abandoned and not self.layout.persistent:
-            _bury(self.object)  # whoever was attached was killed
+            with contextlib.suppress(OSError):
+                _bury(self.object)  # whoever was attached was killed
             raise os_error(errno.ENOENT, self.object.name)
         self._share()
         if abandoned:
@@ -156,11 +158,12 @@ class _Attachment:
         except OSError:  # truncated, which does not change the verdict
             pass
         if alone and not self.layout.persistent and self.object.lock(LIFE, ALONE):
-            _bury(self.object)
+            with contextlib.suppress(OSError):
+                _bury(self.object)
 
 
-def _bury(o: Object) -> bool:
-    """End a block that nobody is attached to, and return whether it could be unlinked.
+def _bury(o: Object) -> None:
+    """End a block that nobody is attached to, or raise why it could not be unlinked.
 
     The caller holds both lanes alone. In a directory with the sticky bit only
     the owner may unlink; the block then stays, dead, for its owner.
@@ -169,11 +172,7 @@ def _bury(o: Object) -> bool:
         os.pwrite(o.fd, struct.pack("=I", DEAD), STATE)
     except OSError:  # a full object does not change the verdict
         pass
-    try:
-        _linux.unlink_if_named(o)
-    except OSError:
-        return False
-    return True
+    _linux.unlink_if_named(o)
 
 
 def _read_header(o: Object) -> Layout:
@@ -202,7 +201,8 @@ def _reap(name: str) -> bool:
         try:
             o.must_lock(MUTEX, ALONE)
             o.must_lock(LIFE, ALONE)
-            return _bury(o)
+            _bury(o)
+            return True
         finally:
             o.unlock()
     finally:
@@ -210,9 +210,11 @@ def _reap(name: str) -> bool:
 
 
 def _taken(name: str) -> bool:
-    """Whether a block in use, or a persistent one, has the name; a dead one loses it."""
+    """Whether a block has the name that is in use, persistent, or another user's; a dead one loses it."""
     try:
         return not _reap(name)
+    except PermissionError:
+        return True
     except (OSError, ValueError, Again):
         return False
 

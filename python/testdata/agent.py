@@ -7,6 +7,7 @@ understands the same lines and gives the same answers.
 import os
 import signal
 import sys
+import traceback
 
 from shmkit import Segment, unlink
 
@@ -111,6 +112,9 @@ def kill_at(what, name, point):
             (Segment.open(name) if what == "open" else Segment.create(name, 100)).close()
         except FileNotFoundError:
             pass  # it was a dead one
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)
         sys.setprofile(None)
         os._exit(0)
     _, status = os.waitpid(pid, 0)

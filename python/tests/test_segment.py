@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import unittest
+import unittest.mock
 import warnings
 
 import shmkit
@@ -404,6 +405,20 @@ class Processes(Case):
             else:
                 shmkit.reap()
             self.assertFalse(self.exists())
+
+    def test_reaped_by_another(self):
+        p = self.peer()
+        self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10)"), "done")
+        p.end()
+        unlink_if_named = _linux.unlink_if_named
+
+        def late(o):
+            if self.exists():
+                os.unlink(DIR + self.name)  # as another process that reaps
+            unlink_if_named(o)
+
+        with unittest.mock.patch.object(_linux, "unlink_if_named", late), self.create(20) as a:
+            self.assertEqual(a.cap, 20)
 
     def test_exit_without_close(self):
         end = f"from shmkit import *; s = Segment.create({self.name!r}, 10); v = s.buf; "
