@@ -1,11 +1,8 @@
 package shm_test
 
 import (
-	"fmt"
 	"os"
 	"testing"
-
-	"go.uber.org/goleak"
 
 	"github.com/shmkit/shm/internal/proctest"
 	"github.com/shmkit/shm/shmtest"
@@ -24,12 +21,7 @@ func TestMain(m *testing.M) {
 	for _, name := range ignored {
 		opts = append(opts, shmtest.IgnoreName(name))
 	}
-	for _, err := range []error{shmtest.Find(opts...), goleak.Find()} {
-		if exitCode == 0 && err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			exitCode = 1
-		}
-	}
+	exitCode = proctest.Verify(exitCode, opts...)
 	cleanUp()
 	os.Exit(exitCode)
 }

@@ -175,8 +175,9 @@ var tmpfsDevice atomic.Uint64
 func (o *object) newborn() error { return nil }
 
 // lockable makes the object, which is known to be a block with a header, or
-// about to become one, ready for its lanes. It returns errors.ErrUnsupported where the object is not on a tmpfs:
-// on network and user-space file systems two kernels can both grant one lock.
+// about to become one, ready for its lanes. It returns errors.ErrUnsupported
+// where the object is not on a tmpfs: on network and user-space file systems two
+// kernels can both grant one lock.
 func (o *object) lockable() error {
 	if tmpfsDevice.Load() == o.dev {
 		return nil

@@ -326,8 +326,6 @@ func moved(n uintptr, err error) (int, error) {
 	return int(n), err
 }
 
-func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
-
 // punch: memory of a section cannot be given back.
 func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }
 

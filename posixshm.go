@@ -326,8 +326,6 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 	return copy(o.head[off:], p), nil
 }
 
-func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
-
 // punch cannot be done: memory is given back with the object.
 func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }
 

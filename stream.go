@@ -4,6 +4,7 @@ package shm
 // block and what is at the other end.
 
 import (
+	"cmp"
 	"errors"
 	"hash"
 	"io"
@@ -81,30 +82,41 @@ const mostAtOnce = 1 << 20
 // unless it is negative. The waiting for bytes is done in RawConn.Read, between
 // calls of the function, so nothing of the Segment is held meanwhile.
 func (s *Segment) readFromConn(c syscall.RawConn, limit int64) (n int64, err error) {
+	left, limited := limit, limit >= 0
 	var got int
 	var failure error
 	read := func(fd uintptr) bool {
 		most := int64(mostAtOnce)
-		if limit >= 0 {
-			most = min(most, limit-n)
+		if limited {
+			most = min(most, left)
 		}
 		got, failure = s.fill(fd, most)
 		return failure != errWouldBlock
 	}
-	for limit < 0 || n < limit {
+	return untilEOF(func() (int, error) {
+		if limited && left == 0 {
+			return 0, io.EOF
+		}
 		got, failure = 0, nil // read may not be called
 		err := c.Read(read)
-		n += int64(got)
-		switch {
-		case err != nil:
-			return n, err
-		case failure == io.EOF:
+		left -= int64(got)
+		return got, cmp.Or(err, failure)
+	})
+}
+
+// untilEOF has step move bytes until there are no more, which it says by io.EOF,
+// and returns how many there were.
+func untilEOF(step func() (int, error)) (n int64, err error) {
+	for {
+		moved, err := step()
+		n += int64(moved)
+		if err == io.EOF {
 			return n, nil
-		case failure != nil:
-			return n, failure
+		}
+		if err != nil {
+			return n, err
 		}
 	}
-	return n, nil
 }
 
 // fill reads at most most bytes from fd to the offset.
@@ -212,19 +224,11 @@ func (s *Segment) writeToConn(c syscall.RawConn) (n int64, err error) {
 		put, failure = s.drain(fd)
 		return failure != errWouldBlock
 	}
-	for {
+	return untilEOF(func() (int, error) {
 		put, failure = 0, nil // write may not be called
 		err := c.Write(write)
-		n += int64(put)
-		switch {
-		case err != nil:
-			return n, err
-		case failure == io.EOF:
-			return n, nil
-		case failure != nil:
-			return n, failure
-		}
-	}
+		return put, cmp.Or(err, failure)
+	})
 }
 
 // drain writes bytes from the offset on to fd, io.EOF meaning that there are none.
@@ -276,16 +280,7 @@ func isHash(w io.Writer) bool {
 
 // writeToHash has w read from the mapping.
 func (s *Segment) writeToHash(w io.Writer) (n int64, err error) {
-	for {
-		got, err := s.hashNext(w)
-		n += int64(got)
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
-		}
-	}
+	return untilEOF(func() (int, error) { return s.hashNext(w) })
 }
 
 // hashNext has w read bytes from the offset on, io.EOF meaning that there are none.

@@ -3,30 +3,19 @@ package manager_test
 import (
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
-	"github.com/shmkit/shm/shmtest"
 )
 
 func TestMain(m *testing.M) {
 	proctest.Main()
-	exitCode := m.Run()
-	for _, err := range []error{shmtest.Find(), goleak.Find()} {
-		if exitCode == 0 && err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			exitCode = 1
-		}
-	}
-	os.Exit(exitCode)
+	os.Exit(proctest.Verify(m.Run()))
 }
 
 func skipUnsupported(t testing.TB) {

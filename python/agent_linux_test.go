@@ -12,24 +12,14 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
 	"github.com/shmkit/shm/internal/pytest"
-	"github.com/shmkit/shm/shmtest"
 )
 
 func TestMain(m *testing.M) {
 	proctest.Main()
-	exitCode := m.Run()
-	for _, err := range []error{shmtest.Find(), goleak.Find()} {
-		if exitCode == 0 && err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			exitCode = 1
-		}
-	}
-	os.Exit(exitCode)
+	os.Exit(proctest.Verify(m.Run()))
 }
 
 // agent is a process, of either language, that does what it is told.

@@ -15,7 +15,8 @@
 //	c.Expect("attached")
 //	c.Kill()
 //
-// and its TestMain begins with proctest.Main(). Parent and child talk in lines
+// and its TestMain begins with proctest.Main() and ends with proctest.Verify.
+// Parent and child talk in lines
 // through pipes, never by waiting for a time to pass.
 package proctest
 
@@ -28,6 +29,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/shmkit/shm/shmtest"
 )
 
 const envProgram = "SHM_PROCTEST_PROGRAM"
@@ -60,6 +65,18 @@ func Main() {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// Verify returns exitCode, or 1 if that is 0 and the tests have left shared
+// memory or goroutines behind, which it then says on os.Stderr.
+func Verify(exitCode int, opts ...shmtest.Option) int {
+	for _, err := range []error{shmtest.Find(opts...), goleak.Find()} {
+		if exitCode == 0 && err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			exitCode = 1
+		}
+	}
+	return exitCode
 }
 
 // Parent is the test, as its child sees it.
