@@ -22,7 +22,7 @@ import (
 // if there is not the memory or the address space for it, or
 // [errors.ErrUnsupported] elsewhere than on Linux.
 //
-// Options: [Sparse], [Prefault].
+// Options: [Label], [Sparse], [Prefault].
 func Anonymous(size int64, opts ...Option) (*Segment, error) {
 	a, err := anonymous(size, opts)
 	if err != nil {
@@ -32,53 +32,15 @@ func Anonymous(size int64, opts ...Option) (*Segment, error) {
 }
 
 func anonymous(size int64, opts []Option) (*attachment, error) {
-	c, err := anonymousConfig(size, opts)
+	c, err := newConfig(opts, anonymousOptions)
 	if err != nil {
 		return nil, err
 	}
-	return prepare("", size, c)
-}
-
-func anonymousConfig(size int64, opts []Option) (config, error) {
-	c, err := newConfig(opts, anonymousOptions)
-	if err == nil {
-		err = checkSize(size)
+	if err := checkSize(size); err != nil {
+		return nil, err
 	}
 	c.optionSet |= optAnonymous
-	return c, err
-}
-
-// AnonymousFile creates a block as [Anonymous] does and returns a file of it,
-// without attaching: for those who keep blocks for others, or pass them on.
-// Name is what the file is called, and Segments that attach by it. Nothing is
-// mapped, and nothing is in the count of references.
-//
-// Errors and options are those of Anonymous; [Prefault] does nothing.
-func AnonymousFile(name string, size int64, opts ...Option) (*os.File, error) {
-	o, err := anonymousObject(size, opts)
-	if err != nil {
-		return nil, pathError("create", name, err)
-	}
-	return o.asFile(name), nil
-}
-
-func anonymousObject(size int64, opts []Option) (*object, error) {
-	c, err := anonymousConfig(size, opts)
-	if err != nil {
-		return nil, err
-	}
-	l := newLayout(size, c.flags())
-	o, err := createAnonymous(int64(l.headerSize)+size, c.has(optSparse))
-	if err != nil {
-		return nil, err
-	}
-	b := l.marshal()
-	header(b).count().Store(0)
-	if _, err := o.writeAt(b, 0); err != nil {
-		o.close()
-		return nil, err
-	}
-	return o, nil
+	return prepare(c.label, size, c)
 }
 
 // File returns a file open on the block, for another process to attach to it
@@ -92,7 +54,7 @@ func anonymousObject(size int64, opts []Option) (*object, error) {
 //
 // The error is [fs.ErrClosed], [fs.ErrPermission] for a process that came to
 // the block by a file and that its permissions keep from opening it, or
-// [errors.ErrUnsupported], also where there is no /proc.
+// [errors.ErrUnsupported], on Linux where it takes /proc and there is none.
 func (s *Segment) File() (*os.File, error) {
 	h, token, err := s.enter("file")
 	if err != nil {

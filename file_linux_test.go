@@ -109,26 +109,15 @@ func TestAnonymous(t *testing.T) {
 	}
 }
 
-// A block can be made for others without attaching to it.
-func TestAnonymousFile(t *testing.T) {
-	before := descriptors(t)
-	f, err := shm.AnonymousFile("label", 10001, shm.Sparse())
-	if err != nil {
-		t.Fatal(err)
+func TestLabel(t *testing.T) {
+	seg := anonymous(t, 1, shm.Label("any/thing at all"), shm.Sparse())
+	f := file(t, seg)
+	if peer := take(t, f); seg.Name() != f.Name() || f.Name() != peer.Name() || peer.Name() != "any/thing at all" {
+		t.Errorf("%q, %q, %q", seg.Name(), f.Name(), peer.Name())
 	}
-	seg := take(t, f)
-	if seg.Name() != "label" || seg.Cap() != 10001 || seg.Size() != 10001 || seg.Refs() != 1 {
-		t.Errorf("%q, %d of %d bytes, %d references", seg.Name(), seg.Size(), seg.Cap(), seg.Refs())
-	}
-	if err := errors.Join(f.Close(), seg.Close()); err != nil {
-		t.Error(err)
-	}
-	mustFail(t, second(shm.AnonymousFile("label", 0)), "label", fs.ErrInvalid)
-	mustFail(t, second(shm.AnonymousFile("label", math.MaxInt64)), "label", shm.ErrNoSpace)
-	mustFail(t, second(shm.AnonymousFile("label", 1, shm.Persistent())), "label", fs.ErrInvalid)
-	if after := descriptors(t); after != before {
-		t.Errorf("%d descriptors, before %d", after, before)
-	}
+	mustFail(t, seg.Unlink(), "any/thing at all", fs.ErrNotExist)
+	name := unique(t)
+	mustFail(t, second(shm.Create(name, 1, shm.Label("label"))), name, fs.ErrInvalid)
 }
 
 func TestAnonymousErrors(t *testing.T) {
@@ -580,8 +569,45 @@ func TestFileWithoutProc(t *testing.T) {
 	}
 	seg, named := anonymous(t, 100), block(t, 100)
 	f, namedFile := file(t, seg), file(t, named)
+	reader := take(t, f, shm.ReadOnly())
 	mount(t, "tmpfs", "/proc", "")
-	mustFail(t, second(seg.File()), "", errors.ErrUnsupported)
-	take(t, f).Close()
+	take(t, file(t, seg)).Close()
+	mustFail(t, second(reader.File()), "", errors.ErrUnsupported)
 	mustFail(t, second(shm.FromFile(namedFile)), namedFile.Name(), errors.ErrUnsupported)
+}
+
+// Those who attach by one file do not share a position in it.
+func TestFromFileStreams(t *testing.T) {
+	const size, rounds = 16 << 10, 2000
+	f := file(t, anonymous(t, 2*size))
+	var all sync.WaitGroup
+	for i := range 2 {
+		seg := take(t, f)
+		want := bytes.Repeat([]byte{'a' + byte(i)}, size)
+		path := filepath.Join(t.TempDir(), "stream")
+		if err := os.WriteFile(path, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			for range rounds {
+				src, err := os.Open(path)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				seg.Seek(int64(i)*size, io.SeekStart)
+				_, err = seg.ReadFrom(src)
+				src.Close()
+				got := make([]byte, size)
+				if _, readErr := seg.ReadAt(got, int64(i)*size); err != nil || readErr != nil && readErr != io.EOF || !bytes.Equal(got, want) {
+					t.Errorf("stream %d: %v, %v, or other bytes", i, err, readErr)
+					return
+				}
+				again := take(t, f) // one that has not been written to
+				seg.Close()
+				seg = again
+			}
+		})
+	}
+	all.Wait()
 }

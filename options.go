@@ -16,12 +16,12 @@ type Option interface{ apply(*config) }
 // permission to write, the attachment keeps the block alive but is not in its
 // count of references, and if it is the last to leave, the block stays until its
 // owner's next Reap. On darwin it does not keep the block alive, only the memory.
-func ReadOnly() Option { return setting{optReadOnly, 0} }
+func ReadOnly() Option { return setting{option: optReadOnly} }
 
 // Persistent makes [Create] and [OpenOrCreate] create a block that outlives its
 // attachments, until Unlink. On Windows it is [errors.ErrUnsupported]: there
 // the system ends a block with its last handle.
-func Persistent() Option { return setting{optPersistent, 0} }
+func Persistent() Option { return setting{option: optPersistent} }
 
 // Perm sets the permission bits of a block that [Create] or [OpenOrCreate]
 // creates, unaffected by the umask. The default is 0600. Other bits than the
@@ -32,7 +32,7 @@ func Persistent() Option { return setting{optPersistent, 0} }
 // On Windows there are no such permissions, so all modes mean the same: access
 // for those to whom the system gives it by default, the user and the system
 // itself, which is reported as 0600.
-func Perm(mode fs.FileMode) Option { return setting{optPerm, mode} }
+func Perm(mode fs.FileMode) Option { return setting{option: optPerm, perm: mode} }
 
 // Headerless makes [Create], [Open] and [OpenOrCreate] work on a raw block as
 // other programs make them (shm_open in C, multiprocessing.shared_memory in
@@ -42,18 +42,23 @@ func Perm(mode fs.FileMode) Option { return setting{optPerm, mode} }
 //
 // On Windows, where CPython has its blocks too, it ends with its last
 // attachment, and Unlink is [errors.ErrUnsupported].
-func Headerless() Option { return setting{optHeaderless, 0} }
+func Headerless() Option { return setting{option: optHeaderless} }
 
 // Sparse makes [Create] and [OpenOrCreate] not reserve the memory of the block.
 // Memory is then used as bytes are written, and where there is none left at
 // that time the write returns an error that is [ErrFault] and [ErrNoSpace].
 // Through Bytes, which nothing guards, the same ends the program. On Windows the
 // memory is set aside (committed) all the same, and only not yet in use.
-func Sparse() Option { return setting{optSparse, 0} }
+func Sparse() Option { return setting{option: optSparse} }
 
 // Prefault maps all of the block's memory when it is created or opened, so that
 // the first access to each page costs no page fault.
-func Prefault() Option { return setting{optPrefault, 0} }
+func Prefault() Option { return setting{option: optPrefault} }
+
+// Label is what the Segment of [Anonymous] has for a Name, and its
+// [Segment.File], and so the Segments that attach by that. It can be anything,
+// and nobody finds the block by it.
+func Label(name string) Option { return setting{option: optLabel, label: name} }
 
 type optionSet uint8
 
@@ -64,16 +69,17 @@ const (
 	optHeaderless
 	optSparse
 	optPrefault
+	optLabel
 	optAnonymous // set by Anonymous itself
 
 	openOptions      = optReadOnly | optHeaderless | optPrefault
-	anonymousOptions = optSparse | optPrefault
+	anonymousOptions = optLabel | optSparse | optPrefault
 	createOptions    = optPersistent | optPerm | optHeaderless | optSparse | optPrefault
 )
 
 func (s optionSet) String() string {
 	var names []string
-	for i, name := range []string{"ReadOnly", "Persistent", "Perm", "Headerless", "Sparse", "Prefault"} {
+	for i, name := range []string{"ReadOnly", "Persistent", "Perm", "Headerless", "Sparse", "Prefault", "Label"} {
 		if s&(1<<i) != 0 {
 			names = append(names, name)
 		}
@@ -85,18 +91,23 @@ func (s optionSet) String() string {
 type setting struct {
 	option optionSet
 	perm   fs.FileMode // of Perm
+	label  string      // of Label
 }
 
 func (s setting) apply(c *config) {
 	c.optionSet |= s.option
-	if s.option == optPerm {
+	switch s.option {
+	case optPerm:
 		c.perm = s.perm
+	case optLabel:
+		c.label = s.label
 	}
 }
 
 type config struct {
 	optionSet
-	perm fs.FileMode
+	perm  fs.FileMode
+	label string
 }
 
 func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }

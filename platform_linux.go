@@ -75,16 +75,18 @@ func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
 			return err
 		}
 	}
-	if _, err := retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) }); err != nil {
-		return err
-	}
 	if sparse {
-		return nil
+		return o.truncate(size)
 	}
 	return o.reserve(size)
 }
 
-// reserve allocates the memory of size bytes. A signal makes fallocate(2) on
+func (o *object) truncate(size int64) error {
+	_, err := retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) })
+	return err
+}
+
+// reserve allocates the memory of size bytes, which sets the size. A signal makes fallocate(2) on
 // tmpfs give back all that the call had allocated, so it goes by pieces, and
 // by smaller ones where signals come faster than a piece is done. What cannot
 // fit is not begun, for it would fill the file system on the way to failure.
@@ -304,10 +306,14 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 
 // receive copies at most n bytes of the regular file fd to offset off. It
 // returns 0 bytes at the end of the file and where that cannot be done, and
-// errNotRegular for another descriptor. The position of o.fd is nobody else's.
+// errNotRegular for another descriptor. It goes by the position of o.fd, which
+// is nobody else's unless the object is sealed: see fromFD.
 func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
-	if !regular(fd) {
+	switch {
+	case !regular(fd):
 		return 0, errNotRegular
+	case o.sealed:
+		return 0, nil
 	}
 	if _, err := unix.Seek(o.fd, off, io.SeekStart); err != nil {
 		return 0, nil
@@ -393,9 +399,6 @@ func createAnonymous(size int64, sparse bool) (*object, error) {
 const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
 func (o *object) prepareAnonymous(size int64, sparse bool) error {
-	if _, err := o.stat(); err != nil {
-		return err
-	}
 	if !sparse && !available(size) {
 		return unix.ENOSPC
 	}
@@ -404,13 +407,12 @@ func (o *object) prepareAnonymous(size int64, sparse bool) error {
 	if err := unix.Fchmod(o.fd, 0o644); err != nil {
 		return err
 	}
-	if _, err := retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) }); err != nil {
-		return err
+	setSize := o.allocate
+	if sparse {
+		setSize = o.truncate
 	}
-	if !sparse {
-		if err := o.allocate(size); err != nil {
-			return err
-		}
+	if err := setSize(size); err != nil {
+		return err
 	}
 	_, err := unix.FcntlInt(uintptr(o.fd), unix.F_ADD_SEALS, fixedSize|unix.F_SEAL_SEAL)
 	return err
@@ -467,13 +469,17 @@ func fromFD(fd uintptr) (*object, error) {
 		return nil, err
 	}
 	if o.sealed {
-		// It carries no locks, so that to share the description does no harm, and
-		// asks for no /proc and no permissions.
-		o.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		o.fd, err = o.dup()
 	} else {
 		o.fd, err = o.reopen(!o.writable)
 	}
 	return o, err
+}
+
+// dup returns a descriptor that shares the description of o, which does no harm
+// where there are no locks, and asks for no /proc and no permissions.
+func (o *object) dup() (fd int, err error) {
+	return unix.FcntlInt(uintptr(o.fd), unix.F_DUPFD_CLOEXEC, 0)
 }
 
 // reopen returns a descriptor of the object that shares no description, and so
@@ -508,7 +514,13 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 			own.close()
 		}
 	}
-	fd, err := o.reopen(readOnly)
+	var fd int
+	var err error
+	if o.sealed && readOnly == !o.writable {
+		fd, err = o.dup()
+	} else {
+		fd, err = o.reopen(readOnly)
+	}
 	if err != nil {
 		return nil, err
 	}

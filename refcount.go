@@ -257,11 +257,16 @@ func (a *attachment) found() error {
 		}
 	}
 	b := a.layout.marshal()
-	if _, err := a.obj.writeAt(b[len(magic):], int64(len(magic))); err != nil {
-		return err
+	if a.layout.sparse() { // the memory may not be there, which is then told as what it is
+		if _, err := a.obj.writeAt(b[len(magic):], int64(len(magic))); err != nil {
+			return err
+		}
 	}
 	a.counted = true
-	return a.words(func(h header) { h.magic().Store(binary.NativeEndian.Uint64(b)) })
+	return a.words(func(h header) {
+		copy(h[len(magic):], b[len(magic):])
+		h.magic().Store(binary.NativeEndian.Uint64(b))
+	})
 }
 
 // attach makes a an attachment of the block, or leaves nothing behind but

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -140,25 +141,26 @@ func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segmen
 		name = "shm-" + strings.ToLower(rand.Text()[:16])
 	}
 	name = clean(name)
-	f, err := shm.AnonymousFile(name, size, opts...)
+	seg, err := shm.Anonymous(size, append(slices.Clip(opts), shm.Label(name))...)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	// While the server is at work there is time to attach.
-	var seg *shm.Segment
-	var attachErr error
-	attach := func() { seg, attachErr = shm.FromFile(f, prefault(opts)...) }
-	_, _, err = c.do(request{Op: opCreate, Name: name, Cap: size, Lease: c.lease}, f, attach)
-	switch {
-	case err != nil && seg != nil:
+	if err := c.keep(seg); err != nil {
 		seg.Close()
 		return nil, err
-	case err == nil && attachErr != nil:
-		c.Release(name)
-		return nil, attachErr
 	}
-	return seg, err
+	return seg, nil
+}
+
+// keep has the server keep the block of seg, which nobody else has so far.
+func (c *Client) keep(seg *shm.Segment) error {
+	f, err := seg.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, _, err = c.do(request{Op: opCreate, Name: seg.Name(), Cap: seg.Cap(), Lease: c.lease}, f)
+	return err
 }
 
 // prefault returns the option Prefault if it is among opts.
@@ -213,7 +215,7 @@ func (c *Client) open(name string, opts []shm.Option) (*shm.Segment, error) {
 			return nil, fmt.Errorf("%w: option does not apply", fs.ErrInvalid)
 		}
 	}
-	resp, f, err := c.do(req, nil, nil)
+	resp, f, err := c.do(req, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +239,7 @@ func rename(err error, op, name string) error {
 func (c *Client) List() ([]Info, error) {
 	list := []Info{}
 	for req := (request{Op: opList}); ; {
-		resp, f, err := c.do(req, nil, nil)
+		resp, f, err := c.do(req, nil)
 		f.Close() // as in dial
 		if err != nil {
 			return nil, pathError("list", "", err)
@@ -254,7 +256,7 @@ func (c *Client) List() ([]Info, error) {
 // its memory is free when nobody is attached. The error is [fs.ErrNotExist],
 // [fs.ErrInvalid], [fs.ErrPermission], [ErrGone] or [fs.ErrClosed].
 func (c *Client) Release(name string) error {
-	_, f, err := c.do(request{Op: opRelease, Name: clean(name)}, nil, nil)
+	_, f, err := c.do(request{Op: opRelease, Name: clean(name)}, nil)
 	f.Close() // as in dial
 	return pathError("release", name, err)
 }
@@ -279,20 +281,16 @@ func (c *Client) hangUp() error {
 
 var errProtocol = errors.New("manager does not keep to the protocol")
 
-// do makes a request, with sent unless it is nil, and calls meanwhile unless it
-// is nil while the server is at work. If it returns a file, that is the caller's
-// to close.
-func (c *Client) do(req request, sent *os.File, meanwhile func()) (resp response, f *os.File, err error) {
+// do makes a request, with sent unless it is nil. If it returns a file, that is
+// the caller's to close.
+func (c *Client) do(req request, sent *os.File) (resp response, f *os.File, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if req.Op != opList && !validName.MatchString(req.Name) {
+	if req.Op != opList && !validName(req.Name) {
 		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	if c.gone == nil {
 		if c.gone = writeLine(c.conn, req, sent); c.gone == nil {
-			if meanwhile != nil {
-				meanwhile()
-			}
 			resp, f, c.gone = c.receive(req.Name)
 		}
 		if c.gone != nil {
@@ -324,7 +322,7 @@ func (c *Client) receive(name string) (resp response, f *os.File, err error) {
 			break
 		}
 		var n, oobn, flags int
-		n, oobn, flags, _, err = c.conn.ReadMsgUnix(line[len(line):cap(line)], oob)
+		n, oobn, flags, err = readMsg(c.conn, line[len(line):cap(line)], oob)
 		line = line[:len(line)+max(n, 0)]
 		more, moreErr := received(oob[:max(oobn, 0)], flags, name)
 		if more != nil {

@@ -200,6 +200,18 @@ func TestHostileDescriptors(t *testing.T) {
 	atWork(t, c)
 }
 
+// memory returns what a client sends to create a block.
+func memory(t testing.TB, size int64, opts ...shm.Option) *os.File {
+	t.Helper()
+	seg := must(t)(shm.Anonymous(size, opts...))
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 // What a client gives out as the memory of a block must be memory.
 func TestHostileCreate(t *testing.T) {
 	addr, _ := serve(t)
@@ -227,11 +239,7 @@ func TestHostileCreate(t *testing.T) {
 	unsealed := os.NewFile(uintptr(fd), "unsealed")
 	defer unsealed.Close()
 	unsealed.Truncate(4096 + 100)
-	good, err := shm.AnonymousFile("", 100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer good.Close()
+	good := memory(t, 100)
 	before := descriptors(t, os.Getpid())
 	for _, tt := range []struct {
 		what string
@@ -271,11 +279,7 @@ func TestHostileCreate(t *testing.T) {
 		t.Errorf("list: %v", got)
 	}
 	// Memory that is none of this package's is found out by those who open it.
-	large, err := shm.AnonymousFile("", 1<<20, shm.Sparse())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer large.Close()
+	large := memory(t, 1<<20, shm.Sparse())
 	large.WriteAt(make([]byte, 100), 0)
 	conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":1048576}`+"\n"), syscall.UnixRights(int(large.Fd())), nil)
 	if _, err := io.ReadFull(conn, make([]byte, len("{}\n"))); err != nil {
@@ -494,11 +498,7 @@ func FuzzRequest(f *testing.F) {
 		addr, stop := serve(t, manager.Total(manager.Quota{Blocks: 10, Bytes: 1 << 20}))
 		conn := knock(t, addr)
 		conn.SetDeadline(time.Now().Add(30 * time.Second))
-		memory, err := shm.AnonymousFile("", 100, shm.Sparse())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer memory.Close()
+		memory := memory(t, 100, shm.Sparse())
 		go func() {
 			for line := range bytes.Lines(data) { // each with a descriptor
 				conn.WriteMsgUnix(line, syscall.UnixRights(int(memory.Fd())), nil)

@@ -5,6 +5,7 @@ package manager
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -142,4 +143,37 @@ func lockDir(addr string) (unlock func(), err error) {
 			return nil, &fs.PathError{Op: "lock", Path: dir.Name(), Err: err}
 		}
 	}
+}
+
+// readMsg is conn.ReadMsgUnix, but for this: if there is nothing to read, it
+// lets others have the processor once, and looks again, before it sleeps. The
+// other side has mostly been woken on this processor, by what was written to it
+// before; its answer is then there, and no goroutine has to be put to sleep and
+// woken for it, which would take longer than the answer.
+func readMsg(conn *net.UnixConn, p, oob []byte) (n, oobn, flags int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	yielded := false
+	waitErr := raw.Read(func(fd uintptr) bool {
+		for {
+			n, oobn, flags, _, err = unix.Recvmsg(int(fd), p, oob, unix.MSG_CMSG_CLOEXEC)
+			switch {
+			case err == unix.EINTR:
+			case err != unix.EAGAIN || yielded:
+				return err != unix.EAGAIN
+			default:
+				unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+				yielded = true
+			}
+		}
+	})
+	switch {
+	case waitErr != nil:
+		return 0, 0, 0, waitErr
+	case err == nil && n == 0:
+		return 0, 0, 0, io.EOF
+	}
+	return n, oobn, flags, err
 }

@@ -20,7 +20,10 @@ func share(*os.File, bool) (*os.File, error)         { return nil, errors.ErrUns
 func rights(*os.File) []byte                         { return nil }
 func received([]byte, int, string) (*os.File, error) { return nil, errors.ErrUnsupported }
 func sealedSize(*os.File) (int64, error)             { return 0, errors.ErrUnsupported }
-func totalMemory() int64                             { return 0 }
-func lockDir(string) (func(), error)                 { return nil, errors.ErrUnsupported }
+func readMsg(*net.UnixConn, []byte, []byte) (n, oobn, flags int, err error) {
+	return 0, 0, 0, errors.ErrUnsupported
+}
+func totalMemory() int64             { return 0 }
+func lockDir(string) (func(), error) { return nil, errors.ErrUnsupported }
 
 const oobSize = 0

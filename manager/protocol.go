@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"regexp"
+	"strings"
 
 	"github.com/shmkit/shm"
 )
@@ -148,4 +148,8 @@ func unmarshal(line []byte, v any) error {
 }
 
 // validName is what package shm takes for a name, without a leading slash.
-var validName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}$`)
+func validName(name string) bool {
+	return 0 < len(name) && len(name) <= 255 && name[0] != '.' && strings.Trim(name, nameBytes) == ""
+}
+
+const nameBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"

@@ -315,7 +315,7 @@ type inbox struct {
 }
 
 func (in *inbox) Read(p []byte) (int, error) {
-	n, oobn, flags, _, err := in.conn.ReadMsgUnix(p, in.oob[:])
+	n, oobn, flags, err := readMsg(in.conn, p, in.oob[:])
 	if f, err := received(in.oob[:max(oobn, 0)], flags, ""); f != nil || err != nil {
 		in.close()
 		in.file, in.err = f, err
@@ -353,7 +353,7 @@ func (s *server) answer(c *client, req request, in *inbox) (resp response, f *os
 	if c.access < FullAccess && (req.Op == opCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
 		return resp, nil, fmt.Errorf("%w: user %d may only read", fs.ErrPermission, c.peer.UID)
 	}
-	if req.Op != opList && !validName.MatchString(req.Name) {
+	if req.Op != opList && !validName(req.Name) {
 		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	switch req.Op {
