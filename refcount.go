@@ -248,21 +248,23 @@ func soon(err error) error {
 // life lane is held before they can: a block had somebody attached, and once
 // nobody is, it is dead.
 func (a *attachment) found() error {
-	if !a.layout.anonymous() {
-		if err := a.obj.lockable(); err != nil {
-			return err
-		}
-		if err := a.obj.lock(laneLife, shared); err != nil {
-			return err
-		}
-	}
 	b := a.layout.marshal()
+	a.counted = true
+	if a.layout.anonymous() {
+		_, err := a.obj.writeAt(b, 0) // all at once, and without a page fault
+		return err
+	}
+	if err := a.obj.lockable(); err != nil {
+		return err
+	}
+	if err := a.obj.lock(laneLife, shared); err != nil {
+		return err
+	}
 	if a.layout.sparse() { // the memory may not be there, which is then told as what it is
 		if _, err := a.obj.writeAt(b[len(magic):], int64(len(magic))); err != nil {
 			return err
 		}
 	}
-	a.counted = true
 	return a.words(func(h header) {
 		copy(h[len(magic):], b[len(magic):])
 		h.magic().Store(binary.NativeEndian.Uint64(b))
