@@ -192,7 +192,12 @@ func TestAnonymousKeptByFile(t *testing.T) {
 func TestAnonymousUnlocked(t *testing.T) {
 	seg := anonymous(t, 100)
 	f := file(t, seg)
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+	own, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if err := unix.FcntlFlock(own.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		t.Fatal(err)
 	}
 	shm.SetPatience(t, time.Hour)
@@ -204,6 +209,34 @@ func TestAnonymousUnlocked(t *testing.T) {
 
 // TestFileToChild hands a block to another process, both kinds, and has it end
 // in both ways.
+// What a peer does to a description that all share moves no byte.
+func TestAnonymousDescription(t *testing.T) {
+	const size = 1 << 20
+	seg := anonymous(t, size)
+	f := file(t, seg)
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFL, unix.O_APPEND|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Seek(100, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	for _, seg := range []*shm.Segment{seg, take(t, f)} {
+		for _, write := range []func(p []byte) error{
+			func(p []byte) error { return second(seg.WriteAt(p, 1)) },
+			func(p []byte) error { return second(io.CopyN(io.NewOffsetWriter(seg, 1), bytes.NewReader(p), int64(len(p)))) },
+			func(p []byte) error { seg.Seek(1, io.SeekStart); return second(seg.ReadFrom(bytes.NewReader(p))) },
+		} {
+			want := bytes.Repeat([]byte(fmt.Sprintf("%p", seg)), size)[:size-2]
+			if err := write(want); err != nil {
+				t.Error(err)
+			}
+			if got := content(t, seg); !bytes.Equal(got[1:size-1], want) || got[0] != 0 || got[size-1] != 0 {
+				t.Error("holds other bytes")
+			}
+		}
+	}
+}
+
 func TestFileToChild(t *testing.T) {
 	for _, kind := range []string{"named", "anonymous"} {
 		for _, killed := range []bool{false, true} {

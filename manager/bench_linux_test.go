@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/shmkit/shm/manager"
 )
 
 // CPython's SharedMemoryManager, doing what BenchmarkCreateAttach does. It prints
@@ -30,15 +32,31 @@ if __name__ == "__main__":
         print(statistics.median_low(create), statistics.median_low(attach))
 `
 
-// BenchmarkCreateAttach has one client of a server in another process create a
-// block, and a second one attach to it. What follows, to detach both and release
-// the block, is in ns/op, and not in the medians. Where there is a python3, the
-// same is done by CPython's SharedMemoryManager, and x-python is how many times
-// as long that takes: to create a block, and to create it and attach to it.
+// BenchmarkCreateAttach has a client of a server in another process create a
+// block, and the same client, or a second one, attach to it. What follows, to
+// detach both and release the block, is in ns/op, and not in the medians. Where
+// there is a python3, the same is done by CPython's SharedMemoryManager, and
+// x-python is how many times as long that takes: to create a block, which is to
+// be attached to it, and to create it and attach to it once more.
 func BenchmarkCreateAttach(b *testing.B) {
+	b.Run("OneClient", func(b *testing.B) {
+		c := dial(b, serverFor(b))
+		benchmarkCreateAttach(b, c, c)
+	})
+	b.Run("TwoClients", func(b *testing.B) {
+		addr := serverFor(b)
+		benchmarkCreateAttach(b, dial(b, addr), dial(b, addr))
+	})
+}
+
+// serverFor starts a server and returns its address.
+func serverFor(b *testing.B) string {
 	addr := b.TempDir() + "/socket"
 	startServer(b, addr)
-	creator, user := dial(b, addr), dial(b, addr)
+	return addr
+}
+
+func benchmarkCreateAttach(b *testing.B, creator, user *manager.Client) {
 	var create, attach []time.Duration
 	for b.Loop() {
 		start := time.Now()
@@ -88,9 +106,7 @@ func median(times []time.Duration) float64 {
 
 // BenchmarkOpen attaches to a block that is there.
 func BenchmarkOpen(b *testing.B) {
-	addr := b.TempDir() + "/socket"
-	startServer(b, addr)
-	c := dial(b, addr)
+	c := dial(b, serverFor(b))
 	seg := must(b)(c.Create("block", 4<<10))
 	defer seg.Close()
 	for b.Loop() {
