@@ -455,21 +455,21 @@ func fromFD(fd uintptr) (*object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	}
-	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	access, err := accessMode(fd)
 	if err != nil {
 		return nil, err
 	}
-	if flags&unix.O_ACCMODE == unix.O_WRONLY {
+	if access == unix.O_WRONLY {
 		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
 	}
-	o := &object{fd: int(fd), writable: flags&unix.O_ACCMODE == unix.O_RDWR, sealed: seals&fixedSize == fixedSize}
+	o := &object{fd: int(fd), writable: access == unix.O_RDWR, sealed: seals&fixedSize == fixedSize}
 	if _, err := o.stat(); err != nil {
 		return nil, err
 	}
 	if o.sealed {
 		// It carries no locks, so that to share the description does no harm, and
 		// asks for no /proc and no permissions.
-		o.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		o.fd, err = duplicate(fd)
 	} else {
 		o.fd, err = o.reopen(!o.writable)
 	}

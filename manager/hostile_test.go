@@ -412,7 +412,9 @@ func FuzzRequest(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer memory.Close()
+		sent := make(chan bool)
 		go func() {
+			defer close(sent)
 			for line := range bytes.Lines(data) { // each with a descriptor
 				conn.WriteMsgUnix(line, syscall.UnixRights(int(memory.Fd())), nil)
 			}
@@ -422,6 +424,7 @@ func FuzzRequest(f *testing.F) {
 			t.Errorf("the server does not end the connection: %v", err)
 		}
 		conn.Close()
+		<-sent
 		c, err := manager.Dial(context.Background(), addr)
 		if err != nil {
 			t.Fatal(err)

@@ -101,7 +101,7 @@ block is left.`,
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().StringVar(&addr, "address", "", "the address of the manager; the default is one without a file, or on macOS in TMPDIR")
+	cmd.Flags().StringVar(&addr, "address", "", "the address of the manager; the default is one without a file, on macOS a file in TMPDIR or /tmp")
 	return cmd
 }
 
@@ -175,7 +175,11 @@ func (f *managerFlags) listenAnywhere(given string) (addr string, l net.Listener
 	if l, err = f.listen(addr); !errors.Is(err, errors.ErrUnsupported) {
 		return addr, l, remove, err
 	}
-	dir, err := os.MkdirTemp("", "shm-run-")
+	tmp := os.TempDir()
+	if len(tmp) > 70 { // the path of a socket has hardly more than 100 bytes
+		tmp = "/tmp"
+	}
+	dir, err := os.MkdirTemp(tmp, "shm-run-")
 	if err != nil {
 		return "", nil, nil, fileError{err}
 	}
