@@ -293,14 +293,10 @@ func (o *object) named(name string) (bool, error) {
 		return false, err
 	}
 	defer there.close()
-	return o.same(there), nil
-}
-
-func (o *object) same(p *object) bool {
-	if o.page != nil && p.page != nil {
-		return o.page.ID() == p.page.ID()
+	if o.page != nil && there.page != nil {
+		return o.page.ID() == there.page.ID(), nil
 	}
-	return !o.ours() && o.objectStat == p.objectStat
+	return !o.ours() && o.objectStat == there.objectStat, nil
 }
 
 // unlink takes the name away from the object, which it leads to.
@@ -492,7 +488,11 @@ func fromFD(fd uintptr) (*object, error) {
 // The system has no means to open the object anew, to read only, but the name.
 func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	if readOnly && o.writable {
-		return o.readOnlyFile(name)
+		own := o.reopen(name)
+		if own == nil {
+			return nil, fmt.Errorf("%w: a file to read only of a block without its name", errors.ErrUnsupported)
+		}
+		return own.asFile(name), nil
 	}
 	fd, err := duplicate(uintptr(o.fd))
 	if err != nil {
@@ -501,16 +501,18 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func (o *object) readOnlyFile(name string) (*os.File, error) {
-	if !o.isSealed() {
-		if own, err := openObject(name, false); err == nil {
-			if o.same(own) {
-				return own.asFile(name), nil
-			}
-			own.close()
-		}
+// reopen opens the object anew, to read only, or returns nil if name does not
+// lead to it. It must be open for writing.
+func (o *object) reopen(name string) *object {
+	there, err := openObject(name, false)
+	if err != nil {
+		return nil
 	}
-	return nil, fmt.Errorf("%w: a file to read only of a block without its name", errors.ErrUnsupported)
+	if o.page == nil || there.page == nil || !o.page.Same(there.page) {
+		there.close()
+		return nil
+	}
+	return there
 }
 
 // asFile makes a file of the object, whose handle is the file's from then on.
@@ -530,14 +532,11 @@ func (o *object) findName() string {
 	if clean, err := checkName(name); err != nil || clean != name {
 		return ""
 	}
-	there, err := openObject(name, false)
-	if err != nil {
+	there := o.reopen(name)
+	if there == nil {
 		return ""
 	}
-	defer there.close()
-	if there.page == nil || !o.page.Same(there.page) {
-		return ""
-	}
+	there.close()
 	return name
 }
 

@@ -797,3 +797,38 @@ func TestWrongName(t *testing.T) {
 		}
 	}
 }
+
+// TestUnlinkedReadOnly: without its name, a block gives no file to read only.
+func TestUnlinkedReadOnly(t *testing.T) {
+	seg, err := Create(systemName(t)[1:], 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	reader, err := Open(seg.Name(), ReadOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	f, err := reader.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if access, err := accessMode(f.Fd()); err != nil || access != syscall.O_RDONLY {
+		t.Errorf("access %d, %v", access, err)
+	}
+	mustBe(t, "Unlink", seg.Unlink(), nil)
+	other, err := Create(seg.Name(), 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	_, err = reader.File()
+	mustBe(t, "File", err, errors.ErrUnsupported)
+	late, err := FromFile(f, ReadOnly()) // what was handed out before is as good
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.Close()
+}

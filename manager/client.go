@@ -49,9 +49,9 @@ func (f dialOption) apply(c *Client) { f(c) }
 // them when the connection ends, by Close or because the process does.
 func Lease() DialOption { return dialOption(func(c *Client) { c.lease = true }) }
 
-// Dial connects to the server at addr, a path or (not on darwin) an abstract
-// address that begins with "@"; "" is what the environment variable [Env] says. When ctx is done,
-// the client is closed.
+// Dial connects to the server at addr, a path or, but on darwin, an abstract
+// address that begins with "@"; "" is what the environment variable [Env] says.
+// When ctx is done, the client is closed.
 //
 // The error is [ErrGone] if there is no server, [fs.ErrPermission] if it refuses
 // this user, [ErrQuota] if it has too many clients, or [errors.ErrUnsupported].

@@ -64,9 +64,9 @@ func (q *Quota) add(blocks int, bytes int64) {
 // Authorize makes f decide what each client may do. The default is FullAccess
 // for the user of the server and for root, and NoAccess for others. A client
 // with ReadAccess cannot write to the blocks of other users by any means; what
-// his own user has created, he can come by otherwise. On darwin, which has no
-// such means, he cannot open blocks at all: that is [errors.ErrUnsupported]. f
-// is called for one connection after the other.
+// his own user has created, he can come by otherwise. On darwin, where memory
+// cannot be handed out to read only, he can List, and his Open is
+// [errors.ErrUnsupported]. f is called for one connection after the other.
 func Authorize(f func(Peer) Access) ServeOption {
 	return serveOption(func(c *serveConfig) { c.authorize = f })
 }
