@@ -29,6 +29,10 @@ func Quick(s *Segment) bool {
 	return s.h.quick()
 }
 
+// Header returns the beginning of the memory of the block that s is attached to,
+// as far as it is in use.
+func Header(s *Segment) []byte { return s.h.mem[:headerUsed] }
+
 // SetPatience changes how long to wait for peers, for the time of the test.
 func SetPatience(t testing.TB, d time.Duration) {
 	old := patience

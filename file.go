@@ -10,9 +10,10 @@ import (
 // all zero, and attaches to it. The only way to it is its [Segment.File]: a
 // process that is given the file attaches by [FromFile]. Nothing of the block is
 // in /dev/shm, so nothing can be left behind, and nobody can truncate it: unless
-// it is [Sparse], no access to it can fail, not even through Bytes. Whoever has a
-// file of it that is open for writing can write to it, whatever user he is; one
-// that is open for reading only gives no way to, but to the creator's user.
+// it is [Sparse], no access to it can fail, not even through Bytes (on darwin, which
+// does not reserve memory, the system can end processes). Whoever has a file of
+// it that is open for writing can write to it, whatever user he is; one that is
+// open for reading only gives no way to, but to the creator's user.
 //
 // An anonymous block exists as long as somebody is attached to it or has a file
 // of it. [Segment.Unlink] returns [fs.ErrNotExist]. Processes that were killed
@@ -20,7 +21,7 @@ import (
 //
 // The error is [fs.ErrInvalid] for a bad option or a size below 1, [ErrNoSpace]
 // if there is not the memory or the address space for it, or
-// [errors.ErrUnsupported] elsewhere than on Linux.
+// [errors.ErrUnsupported] elsewhere than on Linux and darwin.
 //
 // Options: [Label], [Sparse], [Prefault].
 func Anonymous(size int64, opts ...Option) (*Segment, error) {
@@ -50,11 +51,14 @@ func anonymous(size int64, opts []Option) (*attachment, error) {
 //
 // The file is no attachment: a block with a name must still have somebody
 // attached when FromFile is called. Its bytes begin with the header, unless the
-// block is [Headerless], and reading and writing them directly is not for this.
+// block is [Headerless], and reading and writing them directly is not for this;
+// darwin only lets them be mapped.
 //
 // The error is [fs.ErrClosed], [fs.ErrPermission] for a process that came to
 // the block by a file and that its permissions keep from opening it, or
-// [errors.ErrUnsupported], on Linux where it takes /proc and there is none.
+// [errors.ErrUnsupported], on Linux where it takes /proc and there is none, and
+// on darwin for a ReadOnly Segment of a block that is anonymous or has lost its
+// name.
 func (s *Segment) File() (*os.File, error) {
 	h, token, err := s.enter("file")
 	if err != nil {
@@ -69,7 +73,10 @@ func (s *Segment) File() (*os.File, error) {
 // own; f remains the caller's, to close whenever he likes. Of a block that has a
 // name it is one more attachment, as if by [Open].
 // An f that is open for reading only attaches only [ReadOnly], and such an
-// attachment is not in the count of references.
+// attachment is not in the count of references. On Linux the permissions of a
+// block with a name are asked for; on darwin f is all that is needed, and the
+// Segment does not know the name if f is open for reading only or the block is
+// Headerless.
 //
 // f may come from anybody and be anything. The error is [ErrNotSegment] for
 // what has no header (a pipe, a socket, a directory, a file on a disk, memory

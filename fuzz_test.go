@@ -364,13 +364,7 @@ func FuzzFromFile(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	file, err := seg.File()
-	if err != nil {
-		f.Fatal(err)
-	}
-	header := make([]byte, 320)
-	file.ReadAt(header, 0)
-	file.Close()
+	header := bytes.Clone(shm.Header(seg))
 	seg.Close()
 	f.Add(header, true)
 	f.Add(header[:64], false)
@@ -391,9 +385,7 @@ func FuzzFromFile(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		if _, err := file.WriteAt(header[:min(len(header), 10000)], 0); err != nil {
-			t.Fatal(err)
-		}
+		copy(shm.Header(seg), header)
 		everything(seg)
 		for _, opts := range [][]shm.Option{nil, {shm.ReadOnly()}, {shm.Headerless()}, {shm.Headerless(), shm.ReadOnly()}} {
 			peer, err := shm.FromFile(file, opts...)

@@ -39,13 +39,6 @@ import (
 
 func shmPath(name string) string { return "/dev/shm/" + name }
 
-func mustRoot(t testing.TB, what string) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skipf("only root can %s: run the tests as root", what)
-	}
-}
-
 // apart runs the test again, in a process of its own that setup has changed,
 // and reports whether this is that process. What it is told is in apartArg.
 func apart(t *testing.T, arg string, setup func(*exec.Cmd)) bool {
@@ -80,12 +73,6 @@ func apart(t *testing.T, arg string, setup func(*exec.Cmd)) bool {
 func undisturbed(t *testing.T) bool {
 	t.Helper()
 	return os.Getuid() != 0 || privately(t, "tmpfs", "")
-}
-
-// stranger makes a process one of another user, who is not root.
-func stranger(cmd *exec.Cmd) {
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 }
 
 // plant makes a file in place of a block.

@@ -457,29 +457,25 @@ func fromFD(fd uintptr) (*object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	}
-	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	access, err := accessMode(fd)
 	if err != nil {
 		return nil, err
 	}
-	if flags&unix.O_ACCMODE == unix.O_WRONLY {
+	if access == unix.O_WRONLY {
 		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
 	}
-	o := &object{fd: int(fd), writable: flags&unix.O_ACCMODE == unix.O_RDWR, sealed: seals&fixedSize == fixedSize}
+	o := &object{fd: int(fd), writable: access == unix.O_RDWR, sealed: seals&fixedSize == fixedSize}
 	if _, err := o.stat(); err != nil {
 		return nil, err
 	}
 	if o.sealed {
-		o.fd, err = o.dup()
+		// It carries no locks, so that to share the description does no harm, and
+		// asks for no /proc and no permissions.
+		o.fd, err = duplicate(fd)
 	} else {
 		o.fd, err = o.reopen(!o.writable)
 	}
 	return o, err
-}
-
-// dup returns a descriptor that shares the description of o, which does no harm
-// where there are no locks, and asks for no /proc and no permissions.
-func (o *object) dup() (fd int, err error) {
-	return unix.FcntlInt(uintptr(o.fd), unix.F_DUPFD_CLOEXEC, 0)
 }
 
 // reopen returns a descriptor of the object that shares no description, and so
@@ -517,7 +513,7 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	var fd int
 	var err error
 	if o.sealed && readOnly == !o.writable {
-		fd, err = o.dup()
+		fd, err = duplicate(uintptr(o.fd))
 	} else {
 		fd, err = o.reopen(readOnly)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shmkit/shm/internal/lockpage"
+	"github.com/shmkit/shm/internal/shmobject"
 )
 
 // A stand-in for darwin: the system calls of posixshm.go on Linux, for tests of
@@ -29,11 +30,8 @@ const (
 
 	pidBits = 22 // process ids end at 4194303: PID_MAX_LIMIT
 
-	allocUnit = 16 << 10 // that sizes are rounded up to
+	allocUnit = shmobject.Unit // that sizes are rounded up to, and files are longer by
 )
-
-// The size of a file is that of its object and one unit more, because an object
-// that was given the size 0 has its size as well; a new file is empty.
 
 var standinDir = sync.OnceValue(func() string {
 	dir := os.Getenv("SHM_STANDIN")
@@ -125,13 +123,16 @@ func sysFtruncate(fd int, size int64) error {
 	if size < 0 || st.Size != 0 {
 		return unix.EINVAL
 	}
-	// Also through a descriptor that is only for reading.
-	writer, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+	size = (size+allocUnit-1)&^(allocUnit-1) + allocUnit
+	err := unix.Ftruncate(fd, size)
+	if err == unix.EINVAL && size > 0 { // a descriptor that is only for reading does as well
+		var writer int
+		if writer, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
+			defer unix.Close(writer)
+			err = unix.Ftruncate(writer, size)
+		}
 	}
-	defer unix.Close(writer)
-	return unix.Ftruncate(writer, (size+allocUnit-1)&^(allocUnit-1)+allocUnit)
+	return err
 }
 
 func sysFstat(fd int) (objectStat, error) {

@@ -3,6 +3,9 @@
 package shm
 
 import (
+	"fmt"
+	"os"
+	"syscall"
 	"testing"
 
 	"github.com/shmkit/shm/internal/lockpage"
@@ -36,5 +39,37 @@ func TestReadyAtLast(t *testing.T) {
 	}
 	if named, err := o.named(name); err != nil || !named {
 		t.Errorf("named: %v, %v", named, err)
+	}
+}
+
+// TestAnonymousSizedByOthers has somebody set the size of an object that is to be
+// an anonymous block while that has a name, which nobody but root can, and keep
+// it open: it becomes no block.
+func TestAnonymousSizedByOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can open it: run as root")
+	}
+	defer func(step func(string)) { lockpage.Step = step }(lockpage.Step)
+	sized := 0
+	lockpage.Step = func(what string) {
+		if what != "shm_unlink" || sized == 3 {
+			return
+		}
+		sized++
+		step := lockpage.Step
+		lockpage.Step = func(string) {}
+		defer func() { lockpage.Step = step }()
+		fd := systemOpen(t, fmt.Sprintf("shmkit-anonymous-%d", os.Geteuid()), syscall.O_RDWR, 0)
+		if err := sysFtruncate(fd, objectPage); err != nil {
+			t.Error(err)
+		}
+	}
+	o, err := createAnonymous(2*objectPage, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	if sized != 3 || o.size != 2*objectPage {
+		t.Errorf("object of %d bytes after %d others", o.size, sized)
 	}
 }

@@ -54,6 +54,15 @@ func retry(f func() (int, error)) (int, error) {
 	}
 }
 
+// duplicate returns another descriptor of what fd is open on.
+func duplicate(fd uintptr) (int, error) { return unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }
+
+// accessMode returns for what fd is open: O_RDONLY, O_WRONLY or O_RDWR.
+func accessMode(fd uintptr) (int, error) {
+	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	return flags & unix.O_ACCMODE, err
+}
+
 // pollable reports whether reading from fd and writing to it never waits for
 // somebody else: a regular file, or a descriptor in non-blocking mode.
 func pollable(fd uintptr) bool {

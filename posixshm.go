@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/shmkit/shm/internal/lockpage"
 	"github.com/shmkit/shm/internal/raw"
+	"github.com/shmkit/shm/internal/shmobject"
 )
 
 // Blocks on POSIX shared memory objects as darwin has them: all but the system
@@ -31,6 +33,12 @@ import (
 //     last thing that its creator does. Before, Open does not see it, and a
 //     Create that finds its creator dead, or too slow, takes the name away from
 //     it. Of several processes that set its size the system lets one succeed.
+//   - the name, in the header: who is handed a descriptor could not find it.
+//
+// An anonymous block is an object that has lost its name before it got a size.
+// Nobody can make it shorter or longer, as any other, so that it has no lock page.
+// What tells it from all others is its mode as well: the sticky bit, and
+// permissions for nobody.
 //
 // The system calls, each with the system's errors, are sysShmOpen, sysShmUnlink,
 // sysFtruncate, sysFstat, sysMmap, sysProtect, sysMunmap, sysClose, and
@@ -42,13 +50,15 @@ const (
 	// by translation shares memory with others that do not.
 	objectPage    = 16 << 10
 	headerLength  = objectPage
-	lockPageStart = 4 << 10 // to objectPage
+	nameStart     = lockPageStart - 32 // zeros behind the name
+	lockPageStart = 4 << 10            // to objectPage
 
 	bornNamed = true
 	namesStay = false
 	hasFile   = false
 
-	birthMark = 0o1000
+	birthMark     = 0o1000
+	anonymousMode = birthMark
 )
 
 // objectStat is what the system knows of an object. Nothing of it changes once
@@ -64,8 +74,8 @@ type object struct {
 	fd       int
 	writable bool
 	objectStat
-	head   []byte         // the first objectPage bytes, mapped, if it is ours and has a size
-	page   *lockpage.Page // in head
+	head   []byte         // the first objectPage bytes, mapped, if it is a block's and has a size
+	page   *lockpage.Page // in head, unless it is anonymous
 	unborn string         // its name, until it is published
 }
 
@@ -94,17 +104,23 @@ func createObject(name string, size int64, c config) (*object, error) {
 	return o, nil
 }
 
+// setSize sets the size of a new object. The error is again if somebody else has.
+func (o *object) setSize(size int64) error {
+	err := sysFtruncate(o.fd, (size+objectPage-1)&^(objectPage-1))
+	if err == nil {
+		return nil
+	}
+	// Or the system does not like it. A size of ours makes sure that nobody else
+	// will set one, and the name can go.
+	if errors.Is(sysFtruncate(o.fd, objectPage), syscall.EINVAL) {
+		return again{fs.ErrExist}
+	}
+	return fmt.Errorf("%w: %w", ErrNoSpace, err)
+}
+
 // prepare sets the size of a new object, and takes its mutex.
 func (o *object) prepare(size int64) error {
-	failure := sysFtruncate(o.fd, (size+objectPage-1)&^(objectPage-1))
-	if failure != nil {
-		// Either somebody else has set the size, or the system does not like it. A
-		// size of ours makes sure that nobody else will, and the name can go.
-		failure = fmt.Errorf("%w: %w", ErrNoSpace, failure)
-		if errors.Is(sysFtruncate(o.fd, objectPage), syscall.EINVAL) {
-			failure = again{fs.ErrExist}
-		}
-	}
+	failure := o.setSize(size)
 	if err := o.load(); err != nil {
 		return err
 	}
@@ -135,7 +151,7 @@ func newID() (id [2]uint64) {
 // load finds out what there is to know of an open object.
 func (o *object) load() error {
 	var err error
-	if o.objectStat, err = sysFstat(o.fd); err != nil || o.head != nil || !o.ours() || o.size == 0 {
+	if o.objectStat, err = sysFstat(o.fd); err != nil || o.head != nil || o.size == 0 || !o.ours() && !o.isSealed() {
 		return err
 	}
 	me, err := self()
@@ -145,14 +161,19 @@ func (o *object) load() error {
 	if o.head, err = sysMmap(o.fd, objectPage, o.writable); err != nil {
 		return spaceErr(err)
 	}
-	o.page = lockpage.New(o.head[lockPageStart:], me, gone)
+	if o.ours() {
+		o.page = lockpage.New(o.head[lockPageStart:], me, gone)
+	}
 	return nil
 }
 
-// ours reports whether the object was made to be a block with a header.
+// ours reports whether the object was made to be a block with a header and a name.
 func (o *object) ours() bool {
-	return o.mode&birthMark != 0 && (o.size == 0 || o.size >= objectPage)
+	return o.mode&birthMark != 0 && o.mode != anonymousMode && (o.size == 0 || o.size >= objectPage)
 }
+
+// isSealed reports whether the object is that of an anonymous block.
+func (o *object) isSealed() bool { return o.mode == anonymousMode && o.size >= objectPage }
 
 // published reports whether an object of ours has become a block.
 func (o *object) published() bool { return o.page != nil && o.page.Ready() }
@@ -242,17 +263,18 @@ func (o *object) stat() (objectInfo, error) {
 func (o *object) newborn() error { return nil }
 
 // lockable returns errors.ErrUnsupported where there is no lock page: an object
-// without one is never taken for a block.
+// without one is never taken for a block, unless it is anonymous and needs none.
 func (o *object) lockable() error {
-	if o.page == nil {
+	if o.page == nil && !o.isSealed() {
 		return fmt.Errorf("%w: not made to be locked", errors.ErrUnsupported)
 	}
 	return nil
 }
 
 // publish makes the object a block.
-func (o *object) publish(string) error {
+func (o *object) publish(name string) error {
 	if o.page != nil {
+		copy(o.head[nameStart:lockPageStart], name)
 		o.page.SetReady()
 		o.page.Unlock()
 	}
@@ -326,6 +348,9 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 	return copy(o.head[off:], p), nil
 }
 
+// receive cannot be done, either.
+func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
+
 // punch cannot be done: memory is given back with the object.
 func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }
 
@@ -374,10 +399,145 @@ func (o *object) holder(lane) (hold, error) {
 }
 
 func (o *object) close() {
+	o.unmapHead()
+	sysClose(o.fd)
+}
+
+func (o *object) unmapHead() {
 	if o.head != nil {
 		sysMunmap(o.head)
 	}
-	sysClose(o.fd)
+}
+
+// createAnonymous makes an object of size bytes that has no name and that no
+// other process has open. The memory is not reserved.
+func createAnonymous(size int64, _ bool) (o *object, err error) {
+	err = patiently(func() error {
+		fd, err := openNameless()
+		if err != nil {
+			return spaceErr(err)
+		}
+		o = &object{fd: fd, writable: true}
+		if err = o.setSize(size); err == nil {
+			err = o.load()
+		}
+		if err != nil {
+			o.close()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// openNameless makes an object that has lost its name again, and has no size. A
+// process that is killed in between leaves a name without memory. All processes
+// of a user take the same one for this moment, so that no more than one can be
+// left, and whoever comes next takes it away: if not from the dead, then from
+// somebody who does not need it any longer. It has no slash in front, as the
+// names of blocks have, and nobody can open what has it (but root). If another
+// user has taken it, it is one that is made up.
+func openNameless() (fd int, err error) {
+	name := fmt.Sprintf("shmkit-anonymous-%d", os.Geteuid())
+	for range 1000 { // somebody else was faster, each time
+		fd, err = sysShmOpen(name, syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL, anonymousMode)
+		unlinkErr := sysShmUnlink(name)
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+		if errors.Is(unlinkErr, fs.ErrPermission) {
+			name = uniqueName()
+		}
+	}
+	return fd, err
+}
+
+// fromFD returns a handle of its own on the object that fd is open on, for
+// reading and writing if fd is. fd can be anything: what is not a shared memory
+// object is ErrNotSegment, and nothing is done to it that could wait or have an
+// effect.
+func fromFD(fd uintptr) (*object, error) {
+	if _, err := shmobject.Size(fd); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
+	}
+	access, err := accessMode(fd)
+	if err != nil {
+		return nil, err
+	}
+	if access == syscall.O_WRONLY {
+		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
+	}
+	o := &object{writable: access == syscall.O_RDWR}
+	if o.fd, err = duplicate(fd); err != nil {
+		return nil, err
+	}
+	if err = o.load(); err == nil && o.ours() && !o.published() {
+		err = syscall.ENOENT
+	}
+	if err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// file returns a file open on the object, which name leads to, or led to. It is
+// a duplicate, which has nothing that could be shared: no offset and no locks.
+// The system has no means to open the object anew, to read only, but the name.
+func (o *object) file(name string, readOnly bool) (*os.File, error) {
+	if readOnly && o.writable {
+		own := o.reopen(name)
+		if own == nil {
+			return nil, fmt.Errorf("%w: a file to read only of a block without its name", errors.ErrUnsupported)
+		}
+		return own.asFile(name), nil
+	}
+	fd, err := duplicate(uintptr(o.fd))
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// reopen opens the object anew, to read only, or returns nil if name does not
+// lead to it. It must be open for writing.
+func (o *object) reopen(name string) *object {
+	there, err := openObject(name, false)
+	if err != nil {
+		return nil
+	}
+	if o.page == nil || there.page == nil || !o.page.Same(there.page) {
+		there.close()
+		return nil
+	}
+	return there
+}
+
+// asFile makes a file of the object, whose handle is the file's from then on.
+func (o *object) asFile(name string) *os.File {
+	o.unmapHead()
+	return os.NewFile(uintptr(o.fd), name)
+}
+
+// findName returns the name that leads to the object, "" if there is none, or if
+// that cannot be made sure of: it says so in the header itself, where a peer can
+// have written the name of a block that is none of its business.
+func (o *object) findName() string {
+	if o.page == nil || !o.writable {
+		return ""
+	}
+	name, _, _ := strings.Cut(string(o.head[nameStart:lockPageStart]), "\x00")
+	if clean, err := checkName(name); err != nil || clean != name {
+		return ""
+	}
+	there := o.reopen(name)
+	if there == nil {
+		return ""
+	}
+	there.close()
+	return name
 }
 
 // A token is a process: its id and the time it began. The id alone would be

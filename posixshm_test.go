@@ -22,6 +22,7 @@ import (
 
 	"github.com/shmkit/shm/internal/lockpage"
 	"github.com/shmkit/shm/internal/raw"
+	"github.com/shmkit/shm/internal/shmobject"
 )
 
 // These are the facts that the backend rests on. They come first on a new system:
@@ -606,4 +607,228 @@ func TestSystemRevoke(t *testing.T) {
 		}
 	}()
 	t.Error("read", mem[objectPage])
+}
+
+// handed returns a file of what fd is open on.
+func handed(t testing.TB, fd int) *os.File {
+	t.Helper()
+	own, err := duplicate(uintptr(fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(own), "handed")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// TestSystemNameless: an object can lose its name before it gets a size, and one
+// without permissions is nobody's but who has made it, who may also unlink it.
+func TestSystemNameless(t *testing.T) {
+	name := systemName(t)
+	fd := systemOpen(t, name, systemCreate, anonymousMode)
+	if os.Geteuid() != 0 {
+		_, err := sysShmOpen(name, syscall.O_RDONLY, 0)
+		mustBe(t, "opening what nobody may", err, syscall.EACCES)
+	}
+	mustBe(t, "unlink without a size", sysShmUnlink(name), nil)
+	mustBe(t, "size without a name", sysFtruncate(fd, objectPage), nil)
+	mem := systemMmap(t, fd, objectPage, true)
+	mem[objectPage-1] = 1 // there
+	if st := systemStat(t, fd); st.mode != anonymousMode || st.size != objectPage {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestSystemDescriptor: a duplicate is as good, and tells what access it has.
+func TestSystemDescriptor(t *testing.T) {
+	name, fd := systemNew(t, objectPage)
+	for _, tt := range []struct{ fd, access int }{
+		{fd, syscall.O_RDWR},
+		{systemOpen(t, name, syscall.O_RDONLY, 0), syscall.O_RDONLY},
+		{systemOpen(t, name, syscall.O_WRONLY, 0), syscall.O_WRONLY},
+	} {
+		f := handed(t, tt.fd)
+		access, err := accessMode(f.Fd())
+		if err != nil || access != tt.access {
+			t.Errorf("access %d, %v, want %d", access, err, tt.access)
+		}
+		if size, err := shmobject.Size(f.Fd()); err != nil || size != objectPage {
+			t.Errorf("size %d, %v", size, err)
+		}
+		if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("not closed on exec: %#x, %v", flags, err)
+		}
+	}
+	systemMmap(t, int(handed(t, fd).Fd()), objectPage, true)[0] = 1
+	unsized := systemOpen(t, systemName(t), systemCreate, 0o600)
+	if size, err := shmobject.Size(uintptr(unsized)); err != nil || size != 0 {
+		t.Errorf("without a size: %d, %v", size, err)
+	}
+}
+
+// TestFromFileObjects hands over objects of all kinds: what other programs make,
+// what is not a block yet, and what only seems to be an anonymous one.
+func TestFromFileObjects(t *testing.T) {
+	for _, tt := range []struct {
+		what  string
+		mode  uint32
+		size  int64
+		flags int // to open it again with
+		want  error
+	}{
+		{"foreign", 0o600, 2 * objectPage, 0, ErrNotSegment},
+		{"foreign, unsized", 0o600, 0, 0, ErrNotSegment},
+		{"foreign, to write only", 0o600, objectPage, syscall.O_WRONLY, fs.ErrPermission},
+		{"unborn", 0o600 | birthMark, 0, 0, fs.ErrNotExist},
+		{"unborn, sized", 0o600 | birthMark, 2 * objectPage, 0, fs.ErrNotExist},
+		{"anonymous, unsized", anonymousMode, 0, 0, ErrNotSegment},
+		{"anonymous, empty", anonymousMode, 2 * objectPage, 0, ErrNotSegment},
+	} {
+		name := systemName(t)
+		fd := systemOpen(t, name, systemCreate, tt.mode)
+		if tt.size > 0 {
+			mustBe(t, "size", sysFtruncate(fd, tt.size), nil)
+		}
+		if tt.flags != 0 {
+			fd = systemOpen(t, name, tt.flags, 0)
+		}
+		for _, opts := range [][]Option{nil, {ReadOnly()}} {
+			_, err := FromFile(handed(t, fd), opts...)
+			mustBe(t, tt.what, err, tt.want)
+		}
+	}
+	name, fd := systemNew(t, 2*objectPage)
+	raw, err := FromFile(handed(t, fd), Headerless())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if raw.Size() != 2*objectPage || raw.Name() != "" {
+		t.Errorf("%q has %d bytes", raw.Name(), raw.Size())
+	}
+	mustBe(t, "Unlink", raw.Unlink(), fs.ErrNotExist)
+	reader := systemOpen(t, name, syscall.O_RDONLY, 0)
+	_, err = FromFile(handed(t, reader), Headerless())
+	mustBe(t, "more than it is open for", err, fs.ErrPermission)
+}
+
+// TestAnonymousObject has an anonymous block that whoever has its file can do
+// nothing to but change what is in it.
+func TestAnonymousObject(t *testing.T) {
+	seg, err := Anonymous(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, size := range []int64{0, 1, objectPage, 100 * objectPage} {
+		mustBe(t, "another size", sysFtruncate(int(f.Fd()), size), syscall.EINVAL)
+	}
+	// A header that says it has a name makes no other kind of it.
+	l := seg.h.layout
+	l.flags &^= flagAnonymous
+	copy(Header(seg), l.marshal())
+	_, err = FromFile(f)
+	mustBe(t, "not anonymous, it says", err, ErrCorrupt)
+}
+
+// TestNamedAnonymous has a block with a name say that it is anonymous.
+func TestNamedAnonymous(t *testing.T) {
+	name := systemName(t)[1:]
+	seg, err := Create(name, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Unlink()
+	defer seg.Close()
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l := seg.h.layout
+	l.flags |= flagAnonymous
+	copy(Header(seg), l.marshal())
+	_, err = FromFile(f)
+	mustBe(t, "FromFile", err, ErrCorrupt)
+	_, err = Open(name)
+	mustBe(t, "Open", err, ErrCorrupt)
+}
+
+// TestWrongName has a block say that it has another name: whoever is attached by
+// a file must not take that from the block that has it.
+func TestWrongName(t *testing.T) {
+	victim, err := Create(systemName(t)[1:], 100, Persistent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer victim.Close()
+	defer victim.Unlink()
+	for _, name := range []string{victim.Name(), "", "../x", "no-such-name", "/" + victim.Name(), strings.Repeat("n", 32)} {
+		seg, err := Create(systemName(t)[1:], 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := seg.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		head := seg.h.obj.head
+		clear(head[nameStart:lockPageStart])
+		copy(head[nameStart:], name)
+		seg.h.obj.page.SetID(victim.h.obj.page.ID())
+		peer, err := FromFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if peer.Name() != "" {
+			t.Errorf("%q is called %q", name, peer.Name())
+		}
+		mustBe(t, "Unlink", peer.Unlink(), fs.ErrNotExist)
+		seg.Close()
+		peer.Close()
+		if info, err := Stat(victim.Name()); err != nil || !info.Attached {
+			t.Errorf("%q: the block of that name: %+v, %v", name, info, err)
+		}
+	}
+}
+
+// TestUnlinkedReadOnly: without its name, a block gives no file to read only.
+func TestUnlinkedReadOnly(t *testing.T) {
+	seg, err := Create(systemName(t)[1:], 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	reader, err := Open(seg.Name(), ReadOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	f, err := reader.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if access, err := accessMode(f.Fd()); err != nil || access != syscall.O_RDONLY {
+		t.Errorf("access %d, %v", access, err)
+	}
+	mustBe(t, "Unlink", seg.Unlink(), nil)
+	other, err := Create(seg.Name(), 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	_, err = reader.File()
+	mustBe(t, "File", err, errors.ErrUnsupported)
+	late, err := FromFile(f, ReadOnly()) // what was handed out before is as good
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.Close()
 }

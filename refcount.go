@@ -35,7 +35,7 @@ import (
 //	   256    8  written: no byte of the data from here on was ever written to
 //	   320       zero, up to the header's size, but for what the platform file
 //	             keeps there: on Windows in the last 32 bytes of the page, on
-//	             darwin from 4096 on
+//	             darwin the name from 4064 on and the lock page from 4096 on
 //
 // Bytes 0 to 63 are written before the block can be found and never again, and
 // their meaning is the same in every version. Where a block has its name from

@@ -3,10 +3,15 @@
 package shm_test
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/lockpage"
 	"github.com/shmkit/shm/internal/proctest"
 )
 
@@ -18,7 +23,7 @@ func init() {
 	}
 	dir, err := os.MkdirTemp("/dev/shm", ".standin-")
 	if err == nil {
-		err = os.Chmod(dir, 0o755) // for other users to open what they may
+		err = os.Chmod(dir, 0o777) // for other users to open what they may, and make their own
 	}
 	if err != nil {
 		panic(err)
@@ -59,4 +64,123 @@ func TestObserver(t *testing.T) {
 		stranger.must("public", "read 0 6")
 		stranger.must("closed", "close")
 	}
+}
+
+// nameless makes an anonymous block and stops before step n of that, if there is
+// one, which it says.
+var nameless = proctest.Register("nameless", func(p *proctest.Parent) error {
+	var n int
+	fmt.Sscan(p.Args[0], &n)
+	steps := 0
+	lockpage.Step = func(what string) {
+		if steps++; steps-1 == n {
+			p.Say("before %s", what)
+			p.Hear()
+		}
+	}
+	seg, err := shm.Anonymous(1 << 20)
+	lockpage.Step = func(string) {}
+	if err != nil {
+		return err
+	}
+	p.Say("done")
+	p.Hear()
+	return seg.Close()
+})
+
+// namelessLeft returns the sizes of the objects that are in the way of anonymous
+// blocks of this user.
+func namelessLeft(t *testing.T) (sizes []int64) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(os.Getenv("SHM_STANDIN"), "shm:shmkit-anonymous-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		if info, err := os.Stat(path); err == nil {
+			sizes = append(sizes, info.Size())
+		}
+	}
+	return sizes
+}
+
+// TestAnonymousKilled kills processes before every step of making an anonymous
+// block: together they leave one name, with nothing behind it, and the next who
+// makes one takes it away.
+func TestAnonymousKilled(t *testing.T) {
+	left, said := 0, ""
+	for n := 0; said != "done" && n < 100; n++ {
+		for range 2 { // the second finds what the first has left
+			c := proctest.Start(t, nameless, fmt.Sprint(n))
+			said = c.Hear()
+			c.Kill()
+		}
+		switch sizes := namelessLeft(t); {
+		case len(sizes) > 1 || len(sizes) == 1 && sizes[0] != 0:
+			t.Errorf("%s: left with these sizes: %v", said, sizes)
+		case len(sizes) == 1:
+			left++
+		}
+	}
+	if left == 0 {
+		t.Error("nothing was left at any step")
+	}
+	c := proctest.Start(t, nameless, "1")
+	c.Expect("before shm_unlink")
+	c.Kill()
+	if sizes := namelessLeft(t); len(sizes) != 1 {
+		t.Errorf("before the next: %v", sizes)
+	}
+	anonymous(t, 100)
+	if sizes := namelessLeft(t); len(sizes) != 0 {
+		t.Errorf("after the next: %v", sizes)
+	}
+}
+
+// Processes that make anonymous blocks at the same time take the name from each
+// other, and each has a block of its own.
+func TestAnonymousPaused(t *testing.T) {
+	for n := range 100 {
+		c := proctest.Start(t, nameless, fmt.Sprint(n))
+		stopped := strings.HasPrefix(c.Hear(), "before ")
+		seg := anonymous(t, 100)
+		if stopped {
+			c.Say("go on")
+			c.Expect("done")
+		}
+		anonymous(t, 100)
+		if sizes := namelessLeft(t); len(sizes) != 0 {
+			t.Errorf("step %d: left with these sizes: %v", n, sizes)
+		}
+		if refs := seg.Refs(); refs != 1 {
+			t.Errorf("step %d: %d references", n, refs)
+		}
+		c.Wait()
+		if !stopped {
+			return
+		}
+	}
+}
+
+// Another user can take the name for good. Then there are others.
+func TestAnonymousNameTaken(t *testing.T) {
+	mustRoot(t, "start processes of another user")
+	path := filepath.Join(os.Getenv("SHM_STANDIN"), "shm:shmkit-anonymous-65534")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(path)
+	before, err := os.ReadDir(os.Getenv("SHM_STANDIN"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := proctest.Command(nameless, "-1")
+	cmd.Path = "/proc/self/exe" // its directory is closed to other users
+	stranger(cmd)
+	c := proctest.StartCommand(t, cmd)
+	c.Expect("done")
+	if after, err := os.ReadDir(os.Getenv("SHM_STANDIN")); err != nil || len(after) != len(before) {
+		t.Errorf("%v, %v, before %v", after, err, before)
+	}
+	c.Wait()
 }

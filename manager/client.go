@@ -50,9 +50,9 @@ func (f dialOption) apply(c *Client) { f(c) }
 // them when the connection ends, by Close or because the process does.
 func Lease() DialOption { return dialOption(func(c *Client) { c.lease = true }) }
 
-// Dial connects to the server at addr, a path or an abstract address that begins
-// with "@"; "" is what the environment variable [Env] says. When ctx is done,
-// the client is closed.
+// Dial connects to the server at addr, a path or, but on darwin, an abstract
+// address that begins with "@"; "" is what the environment variable [Env] says.
+// When ctx is done, the client is closed.
 //
 // The error is [ErrGone] if there is no server, [fs.ErrPermission] if it refuses
 // this user, [ErrQuota] if it has too many clients, or [errors.ErrUnsupported].
@@ -76,6 +76,9 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 	}
 	if addr == "" {
 		return fmt.Errorf("%w: no address, and no %s in the environment", ErrGone, Env)
+	}
+	if err := checkAddr(addr); err != nil {
+		return err
 	}
 	if c.conn, err = connect(ctx, addr); err != nil {
 		return err
@@ -105,11 +108,13 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 // connect waits a little where the server has not come to accept others yet.
 func connect(ctx context.Context, addr string) (*net.UnixConn, error) {
 	var dialer net.Dialer
+	refused := time.Now().Add(refusedFor)
 	for pause, end := time.Millisecond, time.Now().Add(stall); ; pause = min(2*pause, 50*time.Millisecond) {
 		conn, err := dialer.DialContext(ctx, "unix", addr)
 		switch {
 		case err == nil:
 			return conn.(*net.UnixConn), nil
+		case errors.Is(err, syscall.ECONNREFUSED) && time.Now().Before(refused):
 		case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 			return nil, fmt.Errorf("%w: %w", ErrGone, err)
 		case !errors.Is(err, syscall.EAGAIN) || time.Now().After(end):

@@ -13,5 +13,8 @@ func SetStall(t testing.TB, d time.Duration) {
 	t.Cleanup(func() { stall = old })
 }
 
+// Restricts is whether there can be clients that may only read.
+const Restricts = restricts
+
 // MaxRequest is the length of the longest request.
 const MaxRequest = maxRequest

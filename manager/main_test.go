@@ -13,9 +13,14 @@ import (
 	"github.com/shmkit/shm/internal/proctest"
 )
 
+// cleanUp runs when all tests are done.
+var cleanUp = func() {}
+
 func TestMain(m *testing.M) {
 	proctest.Main()
-	os.Exit(proctest.Verify(m.Run()))
+	exitCode := proctest.Verify(m.Run())
+	cleanUp()
+	os.Exit(exitCode)
 }
 
 func skipUnsupported(t testing.TB) {

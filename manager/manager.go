@@ -35,7 +35,8 @@
 // # Platforms
 //
 // New works wherever shm does. Serve and Dial are [errors.ErrUnsupported]
-// elsewhere than on Linux.
+// elsewhere than on Linux and darwin. On darwin there are no addresses without a
+// file, and clients that may only read cannot open blocks; see docs/manager.md.
 package manager
 
 import (

@@ -1,4 +1,4 @@
-//go:build !linux || standin
+//go:build !linux && !darwin
 
 package manager
 
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"time"
 )
 
 // Elsewhere there are no anonymous blocks yet, so nothing that a server could
@@ -15,6 +16,7 @@ const supported = false
 
 var errUnsupported = errors.ErrUnsupported
 
+func checkAddr(string) error                         { return errors.ErrUnsupported }
 func peerOf(*net.UnixConn) (Peer, error)             { return Peer{}, errors.ErrUnsupported }
 func share(*os.File, bool) (*os.File, error)         { return nil, errors.ErrUnsupported }
 func rights(*os.File) []byte                         { return nil }
@@ -26,4 +28,8 @@ func readMsg(*net.UnixConn, []byte, []byte) (n, oobn, flags int, err error) {
 func totalMemory() int64             { return 0 }
 func lockDir(string) (func(), error) { return nil, errors.ErrUnsupported }
 
-const oobSize = 0
+const (
+	oobSize                  = 0
+	restricts                = false
+	refusedFor time.Duration = 0
+)

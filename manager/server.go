@@ -18,7 +18,8 @@ import (
 )
 
 // Peer is the process at the other end of a connection, as the kernel knows it.
-// The ids are those of the process that connected, at that time.
+// The ids are those of the process that connected, at that time, but on darwin
+// PID is the process that has used the connection last.
 type Peer struct{ PID, UID, GID int }
 
 // Access is what a client may do.
@@ -63,8 +64,9 @@ func (q *Quota) add(blocks int, bytes int64) {
 // Authorize makes f decide what each client may do. The default is FullAccess
 // for the user of the server and for root, and NoAccess for others. A client
 // with ReadAccess cannot write to the blocks of other users by any means; what
-// his own user has created, he can come by otherwise. f is called for one
-// connection after the other.
+// his own user has created, he can come by otherwise. On darwin, where memory
+// cannot be handed out to read only, he can List, and his Open is
+// [errors.ErrUnsupported]. f is called for one connection after the other.
 func Authorize(f func(Peer) Access) ServeOption {
 	return serveOption(func(c *serveConfig) { c.authorize = f })
 }
@@ -122,13 +124,17 @@ type block struct {
 
 // Listen returns a listener for [Serve] at a path of the file system, as a
 // socket that only this user and root can connect to, or, if addr begins with
-// "@", at an address without a file, which every user can connect to. A socket
-// that a server which was killed has left behind is replaced.
+// "@", at an address without a file, which every user can connect to; on darwin
+// there are none, and that is [errors.ErrUnsupported]. A socket that a server
+// which was killed has left behind is replaced.
 //
 // The error is [syscall.EADDRINUSE] if somebody listens there.
 func Listen(addr string) (net.Listener, error) {
 	if !supported {
 		return nil, errUnsupported
+	}
+	if err := checkAddr(addr); err != nil {
+		return nil, err
 	}
 	if strings.HasPrefix(addr, "@") {
 		return net.Listen("unix", addr)
@@ -160,11 +166,15 @@ func abandoned(addr string) bool {
 	if info, err := os.Lstat(addr); err != nil || info.Mode().Type() != fs.ModeSocket {
 		return false
 	}
-	conn, err := net.Dial("unix", addr)
-	if err == nil {
-		conn.Close()
+	for end := time.Now().Add(refusedFor); ; time.Sleep(time.Millisecond) {
+		conn, err := net.Dial("unix", addr)
+		if err == nil {
+			conn.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) || !time.Now().Before(end) {
+			return errors.Is(err, syscall.ECONNREFUSED)
+		}
 	}
-	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // Serve is a manager for the clients that connect to l, which must be a Unix
@@ -352,6 +362,9 @@ func (c *client) send(r response, f *os.File) error {
 func (s *server) answer(c *client, req request, in *inbox) (resp response, f *os.File, err error) {
 	if c.access < FullAccess && (req.Op == opCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
 		return resp, nil, fmt.Errorf("%w: user %d may only read", fs.ErrPermission, c.peer.UID)
+	}
+	if c.access < FullAccess && req.Op == opOpen && !restricts {
+		return resp, nil, fmt.Errorf("%w: memory cannot be handed out to read only", errors.ErrUnsupported)
 	}
 	if req.Op != opList && !validName(req.Name) {
 		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)

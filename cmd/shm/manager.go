@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -24,7 +25,7 @@ func serveCommand() *cobra.Command {
 		Long: `Serve keeps blocks for the programs that connect to ADDRESS by manager.Dial of
 the Go package, until Ctrl-C or SIGTERM, which end it with exit status 0. It
 prints "serving ADDRESS" when they can. ADDRESS is the path of a Unix socket to
-make, or @ and a name without a file.
+make, or @ and a name without a file (not on macOS).
 
 A block stays until a client releases it or serve ends, and then goes. Nothing
 of it is in /dev/shm, so nothing is left behind however serve ends. Clients that
@@ -80,13 +81,11 @@ block is left.`,
 		},
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if addr == "" {
-				addr = "@shm-run-" + strings.ToLower(rand.Text())
-			}
-			l, err := f.listen(addr)
+			addr, l, remove, err := f.listenAnywhere(addr)
 			if err != nil {
 				return err
 			}
+			defer remove()
 			ctx, cancel := context.WithCancel(cmd.Context())
 			served := make(chan error, 1)
 			go func() { served <- manager.Serve(ctx, l, f.options()...) }()
@@ -102,7 +101,7 @@ block is left.`,
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().StringVar(&addr, "address", "", "the address of the manager; the default is one without a file")
+	cmd.Flags().StringVar(&addr, "address", "", "the address of the manager; the default is one without a file, on macOS a file in TMPDIR or /tmp")
 	return cmd
 }
 
@@ -121,7 +120,7 @@ func (f *managerFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.clientBlocks, "client-blocks", 0, "blocks that one connection may create (default no limit of its own)")
 	flags.Var(&f.clientBytes, "client-bytes", "memory of the blocks that one connection may create (default no limit of its own)")
 	flags.IntSliceVar(&f.allow, "allow", nil, "ids of other users who may connect")
-	flags.IntSliceVar(&f.allowRead, "allow-read", nil, "ids of other users who may connect, and only read")
+	flags.IntSliceVar(&f.allowRead, "allow-read", nil, "ids of other users who may connect, and only read (on macOS only list)")
 }
 
 func (f *managerFlags) options() []manager.ServeOption {
@@ -161,4 +160,36 @@ func (f *managerFlags) listen(addr string) (net.Listener, error) {
 		}
 	}
 	return l, nil
+}
+
+// listenAnywhere is listen, at an address of its own if none is given: without a
+// file, so that nothing is left whatever happens, or where the system has no
+// such, in a directory that remove removes.
+func (f *managerFlags) listenAnywhere(given string) (addr string, l net.Listener, remove func(), err error) {
+	remove = func() {}
+	if given != "" {
+		l, err = f.listen(given)
+		return given, l, remove, err
+	}
+	addr = "@shm-run-" + strings.ToLower(rand.Text())
+	if l, err = f.listen(addr); !errors.Is(err, errors.ErrUnsupported) {
+		return addr, l, remove, err
+	}
+	tmp := os.TempDir()
+	if len(tmp) > 70 { // the path of a socket has hardly more than 100 bytes
+		tmp = "/tmp"
+	}
+	dir, err := os.MkdirTemp(tmp, "shm-run-")
+	if err != nil {
+		return "", nil, nil, fileError{err}
+	}
+	remove = func() { os.RemoveAll(dir) }
+	if f.others() {
+		os.Chmod(dir, 0o711)
+	}
+	addr = filepath.Join(dir, "socket")
+	if l, err = f.listen(addr); err != nil {
+		remove()
+	}
+	return addr, l, remove, err
 }

@@ -8,6 +8,7 @@
 package lockpage
 
 import (
+	"math/rand/v2"
 	"sync/atomic"
 
 	"github.com/shmkit/shm/internal/raw"
@@ -20,6 +21,7 @@ const (
 	offMutex    = 128 // token of the holder
 	offArrivals = 256 // how often a slot has been taken
 	offID       = 384 // two random words
+	offProbe    = 400 // any number: see Same
 	offSlots    = 512 // tokens, to the end of the page
 )
 
@@ -69,6 +71,27 @@ func (p *Page) SetID(id [2]uint64) {
 		step("id")
 		p.word(offID + 8*i).Store(v)
 	}
+}
+
+// Same reports whether p, which must be open for writing, and q are views of one
+// page. That is found out by changing it: the id of another page can be written
+// by anybody.
+func (p *Page) Same(q *Page) bool {
+	const tries = 100
+	seen := q.word(offProbe)
+	for range tries {
+		before, n := seen.Load(), rand.Uint64()|1
+		step("probe")
+		p.word(offProbe).Add(n)
+		switch seen.Load() - before {
+		case n:
+			return true
+		case 0:
+			return false
+		}
+		// Somebody else has changed it meanwhile.
+	}
+	return false
 }
 
 // Lock takes the mutex, without waiting, and reports whether p holds it.

@@ -215,3 +215,23 @@ func TestGarbage(t *testing.T) {
 		p.Unlock()
 	}
 }
+
+// TestSame has two pages with one id, and many who compare at once.
+func TestSame(t *testing.T) {
+	s, other := newSystem(4), newSystem(4)
+	s.page(1).SetID([2]uint64{1, 2})
+	copy(other.b, s.b)
+	var all sync.WaitGroup
+	for w := range uint64(8) {
+		all.Go(func() {
+			for range 2000 {
+				if !s.page(w).Same(s.page(w)) {
+					t.Error("not the same page")
+				}
+			}
+		})
+	}
+	mustBe(t, "another page", other.page(1).Same(s.page(1)), false)
+	all.Wait()
+	mustBe(t, "another page", s.page(1).Same(other.page(1)), false)
+}

@@ -1,0 +1,44 @@
+//go:build darwin || standin
+
+package manager
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/shmobject"
+)
+
+// The memory is POSIX shared memory objects here, or those of the stand-in.
+
+// checkAddr returns the error for an address that there cannot be: one without a
+// file would be taken for the name of one.
+func checkAddr(addr string) error {
+	if strings.HasPrefix(addr, "@") {
+		return fmt.Errorf("%w: address without a file", errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// restricts is whether duplicate can make a descriptor to read only.
+const restricts = false
+
+// duplicate returns another descriptor of the memory that fd is open on, for what
+// that is open for: an object without a name cannot be opened anew.
+func duplicate(fd uintptr, _ bool) (int, error) { return unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }
+
+// oobSize has room for all that one message can bring (MCLBYTES: sockargs of
+// bsd/kern/uipc_syscalls.c), because the kernel does not close what has none.
+const oobSize = 2 << 10
+
+// memorySize is sealedSize for a descriptor. An object gets its size once.
+func memorySize(fd uintptr) (int64, error) { return shmobject.Size(fd) }
+
+func readMsg(conn *net.UnixConn, p, oob []byte) (n, oobn, flags int, err error) {
+	n, oobn, flags, _, err = conn.ReadMsgUnix(p, oob)
+	return n, oobn, flags, err
+}
