@@ -1,6 +1,8 @@
 package manager
 
 import (
+	"context"
+	"net"
 	"testing"
 	"time"
 )
@@ -15,3 +17,6 @@ func SetStall(t testing.TB, d time.Duration) {
 
 // MaxRequest is the length of the longest request.
 const MaxRequest = maxRequest
+
+// Knock connects to a server without any manners.
+func Knock(addr string) (net.Conn, error) { return connect(context.Background(), addr) }

@@ -1,4 +1,4 @@
-//go:build !linux || standin
+//go:build (!linux && !windows) || standin
 
 package manager
 

@@ -1,0 +1,207 @@
+package manager_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shmkit/shm/manager"
+)
+
+func knock(t testing.TB, addr string) net.Conn {
+	t.Helper()
+	conn, err := manager.Knock(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+const hello = `{"version":1}` + "\n"
+
+// hangsUp checks that the server answers with the line and ends the connection.
+func hangsUp(t testing.TB, conn net.Conn, line string) {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	got, err := io.ReadAll(conn)
+	if err != nil && !errors.Is(err, syscall.ECONNRESET) { // with bytes it has not read
+		t.Error(err)
+	}
+	if string(got) != hello+line {
+		t.Errorf("answer %q, want %q", got, hello+line)
+	}
+}
+
+// answers checks that the server answers with the lines and goes on.
+func answers(t testing.TB, conn net.Conn, lines string) {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	got := make([]byte, len(hello+lines))
+	if n, err := io.ReadFull(conn, got); err != nil || string(got) != hello+lines {
+		t.Errorf("answer %q, %v, want %q", got[:n], err, hello+lines)
+	}
+}
+
+const badRequest = `{"code":"invalid","error":"invalid argument: bad request"}` + "\n"
+
+// atWork checks that the server serves.
+func atWork(t testing.TB, c *manager.Client) {
+	t.Helper()
+	seg, err := c.Create("at-work", 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, seg, "work")
+	peer, err := c.Open("at-work")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, peer, 4); got != "work" {
+		t.Errorf("holds %q", got)
+	}
+	if err := errors.Join(seg.Close(), peer.Close(), c.Release("at-work")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHostileRequests(t *testing.T) {
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	long := `{"op":"list","name":"` + strings.Repeat("a", manager.MaxRequest) + `"}` + "\n"
+	for what, data := range map[string]string{
+		"no JSON":       "GET / HTTP/1.1\r\n\r\n",
+		"zeros":         string(make([]byte, 100)) + "\n",
+		"empty line":    "\n",
+		"two values":    `{"op":"list"} {"op":"list"}` + "\n",
+		"array":         "[]\n",
+		"types":         `{"op":7}` + "\n",
+		"cap too large": `{"op":"create","cap":9223372036854775808}` + "\n",
+		"too long":      long,
+		"endless":       strings.Repeat("x", 10*manager.MaxRequest),
+		"deep":          strings.Repeat("[", manager.MaxRequest-1) + "\n",
+	} {
+		t.Run(what, func(t *testing.T) {
+			conn := knock(t, addr)
+			conn.Write([]byte(data))
+			hangsUp(t, conn, badRequest)
+			atWork(t, c)
+		})
+	}
+	t.Run("half a request", func(t *testing.T) {
+		conn := knock(t, addr)
+		conn.Write([]byte(`{"op":"li`))
+		conn.Close()
+		atWork(t, c)
+	})
+	t.Run("longest", func(t *testing.T) {
+		conn := knock(t, addr)
+		const request = `{"op":"list"`
+		fmt.Fprintf(conn, "%s%*s\n", request, manager.MaxRequest-1-len(request), "}")
+		answers(t, conn, "{}\n")
+	})
+	t.Run("unknown operation", func(t *testing.T) {
+		conn := knock(t, addr)
+		fmt.Fprintln(conn, `{"op":"explode","name":"a"}`)
+		fmt.Fprintln(conn, `{"op":"list","unknown":[1]}`)
+		answers(t, conn, `{"code":"invalid","error":"invalid argument: unknown operation"}`+"\n{}\n")
+	})
+	if got := names(t, c); len(got) != 0 {
+		t.Errorf("list: %v", got)
+	}
+}
+
+// A client that begins a request and does not end it is dropped. One that has
+// nothing to say is not.
+func TestHostileSlow(t *testing.T) {
+	manager.SetStall(t, 100*time.Millisecond)
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	slow := knock(t, addr)
+	slow.Write([]byte(`{"op":`))
+	atWork(t, c)
+	hangsUp(t, slow, "")
+	atWork(t, c)
+}
+
+// Thousands of connections are refused beyond the limit and disturb nobody.
+func TestHostileConnections(t *testing.T) {
+	addr, _ := serve(t, manager.MaxClients(50))
+	c := dial(t, addr)
+	refused := 0
+	for i := range 2000 {
+		conn, err := manager.Knock(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if i%100 == 0 {
+			atWork(t, c)
+		}
+		if i >= 100 {
+			answer, err := io.ReadAll(conn)
+			if err != nil || !bytes.HasPrefix(answer, []byte(`{"code":"quota"`)) {
+				t.Fatalf("connection %d: %q, %v", i, answer, err)
+			}
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Error("none refused")
+	}
+}
+
+// TestHostileServer has a client talk to something that is no server.
+func TestHostileServer(t *testing.T) {
+	manager.SetStall(t, 100*time.Millisecond)
+	for what, answers := range map[string][]string{
+		"nothing":        {},
+		"no JSON":        {"SSH-2.0-OpenSSH\r\n"},
+		"endless":        {strings.Repeat("x", 1<<20)},
+		"other version":  {`{"version":2}` + "\n"},
+		"no memory":      {hello, `{"name":"block"}` + "\n"},
+		"a foreign name": {hello, `{"section":"Global\\x"}` + "\n"},
+		"a missing name": {hello, `{"section":"!aaaaaaaaaaaaaaaaaaaaaaaaaa"}` + "\n"},
+		"unknown error":  {hello, `{"code":"x","error":"y"}` + "\n"},
+		"endless answer": {hello, strings.Repeat("x", 1<<20)},
+		"half an answer": {hello, `{"name":`},
+	} {
+		t.Run(what, func(t *testing.T) {
+			addr := address(t)
+			l := listen(t, addr)
+			defer l.Close()
+			var serving sync.WaitGroup
+			defer serving.Wait()
+			serving.Go(func() {
+				conn, err := l.Accept()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				for i, a := range answers {
+					if i > 0 {
+						conn.Read(make([]byte, 1000))
+					}
+					conn.Write([]byte(a))
+				}
+			})
+			c, err := manager.Dial(t.Context(), addr)
+			if err == nil {
+				defer c.Close()
+				_, err = c.Open("block")
+			}
+			if err == nil {
+				t.Fatal("attached")
+			}
+			t.Log(err)
+		})
+	}
+}
