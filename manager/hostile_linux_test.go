@@ -333,6 +333,13 @@ func TestHostileServerFiles(t *testing.T) {
 	eventually(t, "all descriptors are closed", func() bool { return descriptors(t, os.Getpid()) <= before })
 }
 
+func noBlocks(c *manager.Client) func() bool {
+	return func() bool {
+		list, err := c.List()
+		return err == nil && len(list) == 0
+	}
+}
+
 // FuzzRequest sends bytes to a server as a client, and looks that it survives.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range []string{

@@ -98,7 +98,7 @@ func dialOnce(ctx context.Context, addr string) (*conn, error) {
 		return nil, err
 	}
 	c := newConn(h)
-	if err = windows.GetNamedPipeServerProcessId(h, &c.process); err == nil && !oursIs(c.process) {
+	if err = windows.GetNamedPipeServerProcessId(h, &c.process); err == nil && !isOurs(c.process) {
 		err = fmt.Errorf("%w: process %d, which serves, is another user's", fs.ErrPermission, c.process)
 	}
 	if err != nil {
@@ -121,14 +121,14 @@ func accepted(c net.Conn) (*conn, error) {
 func (c *conn) peer() (Peer, error) { return Peer{PID: int(c.process), UID: -1, GID: -1}, nil }
 
 func sameUser(p Peer) Access {
-	if oursIs(uint32(p.PID)) {
+	if isOurs(uint32(p.PID)) {
 		return FullAccess
 	}
 	return NoAccess
 }
 
-// oursIs reports whether the process is this user's.
-func oursIs(pid uint32) bool {
+// isOurs reports whether the process is this user's.
+func isOurs(pid uint32) bool {
 	process, err := windows.OpenProcess(windows.PROCESS_QUERY_LIMITED_INFORMATION, false, pid)
 	if err != nil {
 		return false
@@ -178,7 +178,9 @@ func sectionOf(f *os.File) (name string) {
 func share(f *os.File, readOnly bool) (shared *os.File, err error) {
 	err = control(f, func(h windows.Handle) error {
 		own, err := section.Duplicate(h, readOnly)
-		shared = os.NewFile(uintptr(own), "") // nil for a handle of 0
+		if err == nil {
+			shared = os.NewFile(uintptr(own), "")
+		}
 		return err
 	})
 	return shared, err
@@ -252,7 +254,7 @@ func listen(addr string) (_ net.Listener, err error) {
 	if l.next, err = l.instance(windows.FILE_FLAG_FIRST_PIPE_INSTANCE); err != nil {
 		// Who has a pipe there does not let others make instances of it.
 		if errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_PIPE_BUSY) {
-			err = fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
+			err = fmt.Errorf("%w: %v", syscall.EADDRINUSE, err)
 		}
 		return nil, err
 	}
@@ -309,19 +311,21 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, net.ErrClosed
 		}
 		err := l.connect()
-		var c *conn
 		if err == nil {
-			c, err = l.advance()
-		}
-		if err == nil {
-			return c, nil
+			var c *conn
+			if c, err = l.advance(); err == nil {
+				return c, nil
+			}
 		}
 		windows.DisconnectNamedPipe(l.next)
-		if !errors.Is(err, windows.ERROR_NO_DATA) { // it has hung up already
+		if !errors.Is(err, errHungUp) {
 			return nil, err
 		}
 	}
 }
+
+// errHungUp is a client that is gone already.
+const errHungUp = windows.ERROR_NO_DATA
 
 // connect waits until somebody is connected to the next instance.
 func (l *listener) connect() error {
@@ -336,8 +340,11 @@ func (l *listener) connect() error {
 		}
 		err = windows.GetOverlappedResult(l.next, &l.pending, &n, true)
 	}
-	if err == windows.ERROR_PIPE_CONNECTED {
-		err = nil
+	switch err {
+	case windows.ERROR_PIPE_CONNECTED:
+		return nil
+	case windows.ERROR_BROKEN_PIPE, windows.ERROR_PIPE_NOT_CONNECTED:
+		return errHungUp
 	}
 	return err
 }
@@ -347,7 +354,7 @@ func (l *listener) connect() error {
 func (l *listener) advance() (*conn, error) {
 	var pid uint32
 	if err := windows.GetNamedPipeClientProcessId(l.next, &pid); err != nil {
-		return nil, err
+		return nil, errHungUp
 	}
 	h, err := l.instance(0)
 	if err != nil {

@@ -181,13 +181,6 @@ func eventually(t testing.TB, what string, f func() bool) {
 	}
 }
 
-func noBlocks(c *manager.Client) func() bool {
-	return func() bool {
-		list, err := c.List()
-		return err == nil && len(list) == 0
-	}
-}
-
 func TestServe(t *testing.T) {
 	addr, stop := serve(t)
 	a, b := dial(t, addr), dial(t, addr)
