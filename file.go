@@ -19,9 +19,12 @@ import (
 // of it. [Segment.Unlink] returns [fs.ErrNotExist]. Processes that were killed
 // are in [Segment.Refs] until the block ends.
 //
+// On Windows its section has a name that nobody can guess, which is that of no
+// block and not in List.
+//
 // The error is [fs.ErrInvalid] for a bad option or a size below 1, [ErrNoSpace]
 // if there is not the memory or the address space for it, or
-// [errors.ErrUnsupported] elsewhere than on Linux and darwin.
+// [errors.ErrUnsupported] elsewhere than on Linux, darwin and Windows.
 //
 // Options: [Label], [Sparse], [Prefault].
 func Anonymous(size int64, opts ...Option) (*Segment, error) {
@@ -45,9 +48,11 @@ func anonymous(size int64, opts []Option) (*attachment, error) {
 }
 
 // File returns a file open on the block, for another process to attach to it
-// by [FromFile]: pass it in [os/exec.Cmd.ExtraFiles], or over a Unix socket. It
-// is open for reading only if the Segment is [ReadOnly], and independent of the
-// Segment; close it when it is passed on.
+// by [FromFile]: pass it in [os/exec.Cmd.ExtraFiles], or over a Unix socket; on
+// Windows make its handle inheritable and pass it in
+// [syscall.SysProcAttr].AdditionalInheritedHandles. It is open for reading only
+// if the Segment is [ReadOnly], and independent of the Segment; close it when it
+// is passed on.
 //
 // The file is no attachment: a block with a name must still have somebody
 // attached when FromFile is called. Its bytes begin with the header, unless the
@@ -56,9 +61,9 @@ func anonymous(size int64, opts []Option) (*attachment, error) {
 //
 // The error is [fs.ErrClosed], [fs.ErrPermission] for a process that came to
 // the block by a file and that its permissions keep from opening it, or
-// [errors.ErrUnsupported], on Linux where it takes /proc and there is none, and
-// on darwin for a ReadOnly Segment of a block that is anonymous or has lost its
-// name.
+// [errors.ErrUnsupported]: on Linux where it takes /proc and there is none, on
+// darwin for a ReadOnly Segment of a block that is anonymous or has lost its
+// name, and on Windows for a block with a name.
 func (s *Segment) File() (*os.File, error) {
 	h, token, err := s.enter("file")
 	if err != nil {
@@ -81,11 +86,12 @@ func (s *Segment) File() (*os.File, error) {
 // f may come from anybody and be anything. The error is [ErrNotSegment] for
 // what has no header (a pipe, a socket, a directory, a file on a disk, memory
 // of another program; but see [Headerless]); [ErrCorrupt] or [ErrVersion] if the
-// header is not to be relied on, and for an anonymous block that somebody could
-// truncate; [fs.ErrNotExist] if the block has a name, or had one, and nobody is
-// attached to it any more; [fs.ErrPermission] if f is not open for what is asked
-// for; [ErrBusy]; [ErrNoSpace]; [fs.ErrInvalid] for a nil f or a bad option;
-// [fs.ErrClosed] for a closed one; or [errors.ErrUnsupported].
+// header is not to be relied on, for an anonymous block that somebody could
+// truncate, and on Windows for a block with a name; [fs.ErrNotExist] if the block
+// has a name, or had one, and nobody is attached to it any more;
+// [fs.ErrPermission] if f is not open for what is asked for; [ErrBusy];
+// [ErrNoSpace]; [fs.ErrInvalid] for a nil f or a bad option; [fs.ErrClosed] for a
+// closed one; or [errors.ErrUnsupported].
 //
 // Options: [ReadOnly], [Headerless], [Prefault].
 func FromFile(f *os.File, opts ...Option) (*Segment, error) {

@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
+
+	"github.com/shmkit/shm/internal/section"
 )
 
 // Windows keeps blocks as sections ("file mappings") that the page file backs,
@@ -58,16 +61,12 @@ func generationName(name string, generation int) string {
 	return name + "!" + strconv.Itoa(generation)
 }
 
-func mutexName(name string) string   { return name + "!mutex" }
-func lifeName(section string) string { return section + "!life" }
-
-var ntdll = windows.NewLazySystemDLL("ntdll.dll")
+func mutexName(name string) string { return name + "!mutex" }
+func lifeName(of string) string    { return of + "!life" }
 
 var (
-	openFileMapping        = windows.NewLazySystemDLL("kernel32.dll").NewProc("OpenFileMappingW")
-	ntQueryObject          = ntdll.NewProc("NtQueryObject")
-	ntOpenDirectoryObject  = ntdll.NewProc("NtOpenDirectoryObject")
-	ntQueryDirectoryObject = ntdll.NewProc("NtQueryDirectoryObject")
+	openFileMapping = windows.NewLazySystemDLL("kernel32.dll").NewProc("OpenFileMappingW")
+	ntQueryObject   = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtQueryObject")
 )
 
 // object is a section with a view of all of it, which lasts as long as the
@@ -233,8 +232,12 @@ func (o *object) stat() (objectInfo, error) {
 }
 
 // newborn takes an object without magic for a block being born while somebody
-// holds the life lane of it, as its creator does from before it exists.
+// holds the life lane of it, as its creator does from before it exists. One
+// without a name is found by nobody before it is born.
 func (o *object) newborn() error {
+	if o.section == "" {
+		return nil
+	}
 	h, err := o.holder(laneLife)
 	if err == nil && h != unheld {
 		err = again{ErrNotSegment}
@@ -265,6 +268,65 @@ func (o *object) unlink(string) error {
 	_, err := o.writeAt([]byte(unlinkedMark), markOffset)
 	return err
 }
+
+// createAnonymous: the memory of a section is always reserved.
+func createAnonymous(size int64, _ bool) (*object, error) {
+	if size > maxSize {
+		return nil, ErrNoSpace
+	}
+	h, err := section.Create(size)
+	if err != nil {
+		return nil, spaceErr(err)
+	}
+	return newAnonymous(h, true)
+}
+
+// newAnonymous returns the object of an anonymous block, to which h passes. It
+// has no lanes.
+func newAnonymous(h windows.Handle, write bool) (*object, error) {
+	o := &object{handle: h, writable: write}
+	if err := o.mapAll(); err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// fromFD takes nothing but a section of the page file for a block.
+func fromFD(fd uintptr) (*object, error) {
+	h := windows.Handle(fd)
+	if _, err := section.Size(h); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
+	}
+	info, err := objectInformation(h)
+	if err != nil {
+		return nil, err
+	}
+	if info.access&windows.FILE_MAP_READ == 0 {
+		return nil, fmt.Errorf("%w: handle is not for reading", fs.ErrPermission)
+	}
+	own, err := section.Duplicate(h, false)
+	if err != nil {
+		return nil, err
+	}
+	return newAnonymous(own, info.access&windows.FILE_MAP_WRITE != 0)
+}
+
+// file: a block with a name is opened by it.
+func (o *object) file(name string, readOnly bool) (*os.File, error) {
+	if o.section != "" {
+		return nil, errors.ErrUnsupported
+	}
+	h, err := section.Duplicate(o.handle, readOnly || !o.writable)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(h), name), nil
+}
+
+// isSealed: no section of the page file changes its size.
+func (o *object) isSealed() bool   { return true }
+func (o *object) findName() string { return "" }
 
 // unlinkUnopened can do nothing: to unlink is to write.
 func unlinkUnopened(string) error { return windows.ERROR_ACCESS_DENIED }
@@ -397,15 +459,22 @@ func (o *object) live(h hold) error {
 
 // handleCount returns how many handles there are on an object, in all processes.
 func handleCount(h windows.Handle) (int, error) {
-	var info struct { // PUBLIC_OBJECT_BASIC_INFORMATION
-		attributes, access, handles, pointers uint32
-		reserved                              [10]uint32
-	}
+	info, err := objectInformation(h)
+	return int(info.handles), err
+}
+
+// basicInformation is PUBLIC_OBJECT_BASIC_INFORMATION.
+type basicInformation struct {
+	attributes, access, handles, pointers uint32
+	reserved                              [10]uint32
+}
+
+func objectInformation(h windows.Handle) (info basicInformation, err error) {
 	status, _, _ := ntQueryObject.Call(uintptr(h), 0, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
 	if status != 0 {
-		return 0, windows.NTStatus(status)
+		err = windows.NTStatus(status)
 	}
-	return int(info.handles), nil
+	return info, err
 }
 
 // holder looks under the mutex, for its own handle is a hold to whoever counts.
@@ -447,12 +516,16 @@ func closeHandle(h *windows.Handle) {
 	}
 }
 
-// listObjects asks the system's own directory of objects, for which there is no
-// other interface than that of ntdll.
+// listObjects: one name can be that of several sections.
 func listObjects(f func(name string) bool) error {
-	names, err := sectionNames()
+	sections, err := section.Names()
 	if err != nil {
 		return err
+	}
+	names := map[string]bool{}
+	for _, s := range sections {
+		name, _, _ := strings.Cut(s, "!")
+		names[name] = true
 	}
 	for name := range names {
 		if !f(name) {
@@ -460,49 +533,6 @@ func listObjects(f func(name string) bool) error {
 		}
 	}
 	return nil
-}
-
-// sectionNames returns the names of the blocks that the sections of this
-// session are of.
-func sectionNames() (map[string]bool, error) {
-	var session uint32
-	if err := windows.ProcessIdToSessionId(windows.GetCurrentProcessId(), &session); err != nil {
-		return nil, err
-	}
-	path := `\BaseNamedObjects`
-	if session != 0 {
-		path = `\Sessions\` + strconv.Itoa(int(session)) + path
-	}
-	pathString, err := windows.NewNTUnicodeString(path)
-	if err != nil {
-		return nil, err
-	}
-	attributes := windows.OBJECT_ATTRIBUTES{ObjectName: pathString}
-	attributes.Length = uint32(unsafe.Sizeof(attributes))
-	const directoryQuery = 1
-	var dir windows.Handle
-	status, _, _ := ntOpenDirectoryObject.Call(uintptr(unsafe.Pointer(&dir)), directoryQuery, uintptr(unsafe.Pointer(&attributes)))
-	if status != 0 {
-		return nil, windows.NTStatus(status)
-	}
-	defer windows.CloseHandle(dir)
-
-	names := map[string]bool{}
-	// One entry a call: a name, a type, and the characters of both.
-	buf := make([]struct{ name, kind windows.NTUnicodeString }, 64)
-	for context := uint32(0); ; {
-		status, _, _ := ntQueryDirectoryObject.Call(uintptr(dir), uintptr(unsafe.Pointer(&buf[0])),
-			uintptr(len(buf))*unsafe.Sizeof(buf[0]), 1, 0, uintptr(unsafe.Pointer(&context)), 0)
-		switch {
-		case windows.NTStatus(status) == windows.STATUS_NO_MORE_ENTRIES:
-			return names, nil
-		case status != 0:
-			return nil, windows.NTStatus(status)
-		case buf[0].kind.String() == "Section":
-			name, _, _ := strings.Cut(buf[0].name.String(), "!")
-			names[name] = true
-		}
-	}
 }
 
 func utf16(s string) *uint16 {
@@ -527,3 +557,5 @@ func spaceErr(err error) error {
 func pollable(uintptr) bool                { return false }
 func readFD(uintptr, []byte) (int, error)  { return 0, errors.ErrUnsupported }
 func writeFD(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }
+
+func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }

@@ -29,7 +29,7 @@ const Env = "SHM_MANAGER"
 //
 // When the server is gone, requests fail with [ErrGone]. Segments stay usable.
 type Client struct {
-	conn   *net.UnixConn
+	conn   *conn
 	lease  bool
 	stop   func() bool // no longer waits for the context
 	closed atomic.Bool // by Close
@@ -50,12 +50,12 @@ func (f dialOption) apply(c *Client) { f(c) }
 // them when the connection ends, by Close or because the process does.
 func Lease() DialOption { return dialOption(func(c *Client) { c.lease = true }) }
 
-// Dial connects to the server at addr, a path or, but on darwin, an abstract
-// address that begins with "@"; "" is what the environment variable [Env] says.
-// When ctx is done, the client is closed.
+// Dial connects to the server at addr, as [Listen] takes it; "" is what the
+// environment variable [Env] says. When ctx is done, the client is closed.
 //
 // The error is [ErrGone] if there is no server, [fs.ErrPermission] if it refuses
-// this user, [ErrQuota] if it has too many clients, or [errors.ErrUnsupported].
+// this user or, on Windows, is another user's, [ErrQuota] if it has too many
+// clients, or [errors.ErrUnsupported].
 func Dial(ctx context.Context, addr string, opts ...DialOption) (*Client, error) {
 	c := &Client{}
 	for _, o := range opts {
@@ -77,16 +77,13 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 	if addr == "" {
 		return fmt.Errorf("%w: no address, and no %s in the environment", ErrGone, Env)
 	}
-	if err := checkAddr(addr); err != nil {
-		return err
-	}
 	if c.conn, err = connect(ctx, addr); err != nil {
 		return err
 	}
 	c.buf = make([]byte, 0, maxResponse)
 	c.stop = context.AfterFunc(ctx, func() { c.hangUp() })
 	c.conn.SetReadDeadline(time.Now().Add(stall))
-	hello, f, err := c.receive("")
+	hello, f, err := c.receive(request{})
 	f.Close() // there is none, from a server that is one
 	c.conn.SetReadDeadline(time.Time{})
 	if err == nil {
@@ -106,18 +103,17 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 }
 
 // connect waits a little where the server has not come to accept others yet.
-func connect(ctx context.Context, addr string) (*net.UnixConn, error) {
-	var dialer net.Dialer
+func connect(ctx context.Context, addr string) (*conn, error) {
 	refused := time.Now().Add(refusedFor)
 	for pause, end := time.Millisecond, time.Now().Add(stall); ; pause = min(2*pause, 50*time.Millisecond) {
-		conn, err := dialer.DialContext(ctx, "unix", addr)
+		conn, err := dialOnce(ctx, addr)
 		switch {
 		case err == nil:
-			return conn.(*net.UnixConn), nil
+			return conn, nil
 		case errors.Is(err, syscall.ECONNREFUSED) && time.Now().Before(refused):
 		case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 			return nil, fmt.Errorf("%w: %w", ErrGone, err)
-		case !errors.Is(err, syscall.EAGAIN) || time.Now().After(end):
+		case !errors.Is(err, errBacklog) || time.Now().After(end):
 			return nil, err
 		}
 		select {
@@ -295,8 +291,9 @@ func (c *Client) do(req request, sent *os.File) (resp response, f *os.File, err 
 		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	if c.gone == nil {
-		if c.gone = writeLine(c.conn, req, sent); c.gone == nil {
-			resp, f, c.gone = c.receive(req.Name)
+		req.Section = sectionOf(sent)
+		if c.gone = c.conn.send(marshal(req), sent); c.gone == nil {
+			resp, f, c.gone = c.receive(req)
 		}
 		if c.gone != nil {
 			c.conn.Close() // a late response is nobody's
@@ -317,31 +314,28 @@ func (c *Client) do(req request, sent *os.File) (resp response, f *os.File, err 
 	return resp, f, nil
 }
 
-// receive reads one line, and the file that comes with it, if any, which gets
-// the name given.
-func (c *Client) receive(name string) (resp response, f *os.File, err error) {
-	line, oob := c.buf[:0], make([]byte, oobSize)
+// receive reads one line, the response to req, and takes the file that comes
+// with it, if any.
+func (c *Client) receive(req request) (resp response, f *os.File, err error) {
+	line := c.buf[:0]
+	c.conn.want = req
 	for err == nil && !bytes.HasSuffix(line, []byte("\n")) {
 		if len(line) == cap(line) {
 			err = errProtocol
 			break
 		}
-		var n, oobn, flags int
-		n, oobn, flags, err = readMsg(c.conn, line[len(line):cap(line)], oob)
-		line = line[:len(line)+max(n, 0)]
-		more, moreErr := received(oob[:max(oobn, 0)], flags, name)
-		if more != nil {
-			f.Close() // if there is one
-			f = more
-		}
-		resp.lost = cmp.Or(resp.lost, moreErr)
+		var n int
+		n, err = c.conn.Read(line[len(line):cap(line)])
+		line = line[:len(line)+n]
 	}
 	if err == nil && unmarshal(line, &resp) != nil {
 		err = errProtocol
 	}
+	f, lost := c.conn.take(resp.Section)
 	if err != nil {
 		f.Close()
 		return response{}, nil, err
 	}
+	resp.lost = lost
 	return resp, f, nil
 }

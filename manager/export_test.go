@@ -1,6 +1,8 @@
 package manager
 
 import (
+	"context"
+	"net"
 	"testing"
 	"time"
 )
@@ -18,3 +20,6 @@ const Restricts = restricts
 
 // MaxRequest is the length of the longest request.
 const MaxRequest = maxRequest
+
+// Knock connects to a server without any manners.
+func Knock(addr string) (net.Conn, error) { return connect(context.Background(), addr) }

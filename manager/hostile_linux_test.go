@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/shmkit/shm/internal/proctest"
 	"github.com/shmkit/shm/manager"
 )
 
@@ -27,7 +28,7 @@ func TestHostileDescriptors(t *testing.T) {
 	addr := address(t)
 	srv := startServer(t, addr)
 	c := dial(t, addr)
-	conn := knock(t, addr)
+	conn := knockUnix(t, addr)
 	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,7 @@ func TestHostileDescriptors(t *testing.T) {
 // are some.
 func TestHostileExhaustion(t *testing.T) {
 	addr := address(t)
-	startServer(t, addr, "SHM_TEST_NOFILE=64")
+	startLimited(t, addr, 64)
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 4096))
 	var conns []net.Conn
@@ -107,3 +108,21 @@ func TestHostileExhaustion(t *testing.T) {
 	})
 	seg.Close()
 }
+
+// startLimited starts a server that can have n descriptors open.
+func startLimited(t testing.TB, addr string, n int) *proctest.Child {
+	t.Helper()
+	c := proctest.Start(t, limited, addr, fmt.Sprint(n))
+	c.Expect("listening")
+	return c
+}
+
+var limited = proctest.Register("limited", func(p *proctest.Parent) error {
+	var limit syscall.Rlimit
+	fmt.Sscan(p.Args[1], &limit.Cur)
+	limit.Max = limit.Cur
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	return beServer(p)
+})

@@ -9,9 +9,10 @@
 // process opens by [shm.Open]. They stay until [Manager.Close].
 //
 // [Serve] is a manager for other processes, which reach it by [Dial] over a Unix
-// socket, as in "shm serve" and "shm run" of the command shm. Its blocks have
-// names in this manager only, and nothing in /dev/shm: the memory travels as a
-// file descriptor. If all processes die at once, the kernel frees it all.
+// socket or a named pipe, as in "shm serve" and "shm run" of the command shm. Its
+// blocks have names in this manager only, and nothing in /dev/shm: the memory
+// travels as a file descriptor. If all processes die at once, the kernel frees it
+// all.
 //
 //	client, err := manager.Dial(ctx, "") // the manager of "shm run"
 //	if err != nil {
@@ -35,8 +36,15 @@
 // # Platforms
 //
 // New works wherever shm does. Serve and Dial are [errors.ErrUnsupported]
-// elsewhere than on Linux and darwin. On darwin there are no addresses without a
-// file, and clients that may only read cannot open blocks; see docs/manager.md.
+// elsewhere than on Linux, darwin and Windows.
+//
+// On darwin there are no addresses without a file, and clients that may only
+// read cannot open blocks; see docs/manager.md.
+//
+// On Windows the memory is a section whose name, which nobody can guess, travels
+// in place of a descriptor. It is the kernel that ends it, with the last process
+// that has it open. Names of sections are those of a session: a client in
+// another session, or of another user, cannot open the blocks of a server.
 package manager
 
 import (

@@ -6,18 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"os"
 	"strings"
 
 	"github.com/shmkit/shm"
 )
 
-// A server and its client talk in lines of JSON over a stream socket. The server
+// A server and its client talk in lines of JSON over a stream. The server
 // begins, with a response that has its version, or the error why it will not
 // talk. Then each request of the client is answered by one response. The
 // descriptor of a block travels, by SCM_RIGHTS, with the first byte of its
-// opCreate, or of the response to its opOpen.
+// opCreate, or of the response to its opOpen. On Windows, where the stream is a
+// named pipe, the line has the name of the block's section instead.
 //
 // It is the client that makes the memory: so it is charged to whoever wants it,
 // and the server has nothing to do that could take long.
@@ -43,6 +42,7 @@ type request struct {
 	Cap      int64  `json:"cap,omitempty"`
 	ReadOnly bool   `json:"read_only,omitempty"`
 	Lease    bool   `json:"lease,omitempty"`
+	Section  string `json:"section,omitempty"` // on Windows, for the descriptor
 }
 
 type response struct {
@@ -50,7 +50,8 @@ type response struct {
 	Code    string `json:"code,omitempty"`  // of an error, "" for none
 	Error   string `json:"error,omitempty"` // for people
 	Blocks  []Info `json:"blocks,omitempty"`
-	More    bool   `json:"more,omitempty"` // blocks come after these
+	More    bool   `json:"more,omitempty"`    // blocks come after these
+	Section string `json:"section,omitempty"` // on Windows, for the descriptor
 
 	lost error // why the descriptor that came with it is not there
 }
@@ -105,7 +106,7 @@ func (r response) err() error {
 	return e
 }
 
-// remoteError is an error that came over the socket.
+// remoteError is an error that came from the server.
 type remoteError struct {
 	text string
 	err  error // what it is, if known
@@ -121,22 +122,6 @@ func marshal(v any) []byte {
 		panic(err) // requests and responses always can be
 	}
 	return append(line, '\n')
-}
-
-// writeLine sends v as a line, with f unless it is nil.
-func writeLine(conn *net.UnixConn, v any, f *os.File) error {
-	line := marshal(v)
-	if f != nil {
-		n, _, err := conn.WriteMsgUnix(line, rights(f), nil)
-		if err != nil {
-			return err
-		}
-		if line = line[n:]; len(line) == 0 {
-			return nil
-		}
-	}
-	_, err := conn.Write(line)
-	return err
 }
 
 // unmarshal reads the one value that the line must be.

@@ -11,15 +11,14 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
 // Peer is the process at the other end of a connection, as the kernel knows it.
 // The ids are those of the process that connected, at that time, but on darwin
-// PID is the process that has used the connection last.
+// PID is the process that has used the connection last. On Windows, where users
+// have no such numbers, UID and GID are -1.
 type Peer struct{ PID, UID, GID int }
 
 // Access is what a client may do.
@@ -67,6 +66,9 @@ func (q *Quota) add(blocks int, bytes int64) {
 // his own user has created, he can come by otherwise. On darwin, where memory
 // cannot be handed out to read only, he can List, and his Open is
 // [errors.ErrUnsupported]. f is called for one connection after the other.
+//
+// On Windows the default is FullAccess for the user of the server alone, and
+// whom [Listen] lets connect at all, f cannot change.
 func Authorize(f func(Peer) Access) ServeOption {
 	return serveOption(func(c *serveConfig) { c.authorize = f })
 }
@@ -108,7 +110,7 @@ type server struct {
 
 // client is a connection.
 type client struct {
-	conn   *net.UnixConn
+	conn   *conn
 	peer   Peer
 	access Access
 	owned  map[*block]bool // what it has created and is still there
@@ -128,59 +130,23 @@ type block struct {
 // there are none, and that is [errors.ErrUnsupported]. A socket that a server
 // which was killed has left behind is replaced.
 //
+// On Windows addr is that of a named pipe, \\.\pipe\NAME, or @NAME for the same,
+// which only this user, the administrators and the system can connect to, and
+// nobody from another machine.
+//
 // The error is [syscall.EADDRINUSE] if somebody listens there.
 func Listen(addr string) (net.Listener, error) {
 	if !supported {
 		return nil, errUnsupported
 	}
-	if err := checkAddr(addr); err != nil {
-		return nil, err
-	}
-	if strings.HasPrefix(addr, "@") {
-		return net.Listen("unix", addr)
-	}
-	unlock, err := lockDir(addr)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	l, err := net.Listen("unix", addr)
-	if errors.Is(err, syscall.EADDRINUSE) && abandoned(addr) {
-		if err := os.Remove(addr); err != nil {
-			return nil, err
-		}
-		l, err = net.Listen("unix", addr)
-	}
-	if err != nil {
-		return nil, err
-	}
-	// Whoever connects in between is still looked at by Authorize.
-	if err := os.Chmod(addr, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
-// abandoned reports whether addr is a socket that nobody listens at.
-func abandoned(addr string) bool {
-	if info, err := os.Lstat(addr); err != nil || info.Mode().Type() != fs.ModeSocket {
-		return false
-	}
-	for end := time.Now().Add(refusedFor); ; time.Sleep(time.Millisecond) {
-		conn, err := net.Dial("unix", addr)
-		if err == nil {
-			conn.Close()
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) || !time.Now().Before(end) {
-			return errors.Is(err, syscall.ECONNREFUSED)
-		}
-	}
+	return listen(addr)
 }
 
 // Serve is a manager for the clients that connect to l, which must be a Unix
-// stream socket. It serves until ctx is done, and then returns nil, or until l
-// fails. It closes l. When it returns, all connections are closed and the server
-// holds no memory any more; clients keep what they are attached to.
+// stream socket, or on Windows what Listen returns. It serves until ctx is done,
+// and then returns nil, or until l fails. It closes l. When it returns, all
+// connections are closed and the server holds no memory any more; clients keep
+// what they are attached to.
 //
 // No client can make the server wait on behalf of another: each has a goroutine
 // of its own, requests have a bounded length, and a client that does not
@@ -215,13 +181,6 @@ func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 	return err
 }
 
-func sameUser(p Peer) Access {
-	if p.UID == os.Geteuid() || p.UID == 0 {
-		return FullAccess
-	}
-	return NoAccess
-}
-
 func (s *server) accept(ctx context.Context, l net.Listener) error {
 	const first, most = 5 * time.Millisecond, time.Second
 	for pause := first; ; {
@@ -245,10 +204,10 @@ func (s *server) accept(ctx context.Context, l net.Listener) error {
 func (s *server) admit(conn net.Conn) {
 	c := &client{owned: make(map[*block]bool)}
 	var err error
-	if c.conn, err = unixConn(conn); err == nil {
-		if c.peer, err = peerOf(c.conn); err == nil {
+	if c.conn, err = accepted(conn); err == nil {
+		if c.peer, err = c.conn.peer(); err == nil {
 			if c.access = s.authorize(c.peer); c.access == NoAccess {
-				err = fmt.Errorf("%w: user %d", fs.ErrPermission, c.peer.UID)
+				err = fmt.Errorf("%w: %+v", fs.ErrPermission, c.peer)
 			}
 		}
 	}
@@ -273,19 +232,9 @@ func (s *server) admit(conn net.Conn) {
 	})
 }
 
-func unixConn(conn net.Conn) (*net.UnixConn, error) {
-	c, ok := conn.(*net.UnixConn)
-	if !ok {
-		return nil, fmt.Errorf("%w: not a Unix socket", fs.ErrInvalid)
-	}
-	return c, c.SetWriteBuffer(sendBuffer)
-}
-
 // talk answers the requests of c until there are no more, or one is no request.
 func (s *server) talk(c *client) {
-	in := &inbox{conn: c.conn}
-	defer in.close()
-	lines := bufio.NewReaderSize(in, maxRequest)
+	lines := bufio.NewReaderSize(c.conn, maxRequest)
 	if c.send(response{Version: protocolVersion}, nil) != nil {
 		return
 	}
@@ -302,7 +251,7 @@ func (s *server) talk(c *client) {
 			c.send(failure(fmt.Errorf("%w: bad request", fs.ErrInvalid)), nil)
 			return
 		}
-		resp, f, err := s.answer(c, req, in)
+		resp, f, err := s.answer(c, req)
 		if err != nil {
 			resp = failure(err)
 		}
@@ -313,33 +262,6 @@ func (s *server) talk(c *client) {
 		}
 	}
 }
-
-// inbox reads what a client sends, and keeps the last descriptor that came
-// along until somebody takes it. It has room for no more: the rest is closed, by
-// the kernel or here.
-type inbox struct {
-	conn *net.UnixConn
-	oob  [oobSize]byte
-	file *os.File
-	err  error // why it has no file
-}
-
-func (in *inbox) Read(p []byte) (int, error) {
-	n, oobn, flags, err := readMsg(in.conn, p, in.oob[:])
-	if f, err := received(in.oob[:max(oobn, 0)], flags, ""); f != nil || err != nil {
-		in.close()
-		in.file, in.err = f, err
-	}
-	return max(n, 0), err
-}
-
-func (in *inbox) take() (*os.File, error) {
-	f, err := in.file, in.err
-	in.file, in.err = nil, nil
-	return f, err
-}
-
-func (in *inbox) close() { in.file.Close() } // if there is one
 
 // readLine waits for a line for as long as it takes to begin.
 func (c *client) readLine(lines *bufio.Reader) ([]byte, error) {
@@ -354,14 +276,15 @@ func (c *client) readLine(lines *bufio.Reader) ([]byte, error) {
 }
 
 func (c *client) send(r response, f *os.File) error {
+	r.Section = sectionOf(f)
 	c.conn.SetWriteDeadline(time.Now().Add(stall))
-	return writeLine(c.conn, r, f)
+	return c.conn.send(marshal(r), f)
 }
 
 // answer does what is asked for. The file it returns goes with the response.
-func (s *server) answer(c *client, req request, in *inbox) (resp response, f *os.File, err error) {
+func (s *server) answer(c *client, req request) (resp response, f *os.File, err error) {
 	if c.access < FullAccess && (req.Op == opCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
-		return resp, nil, fmt.Errorf("%w: user %d may only read", fs.ErrPermission, c.peer.UID)
+		return resp, nil, fmt.Errorf("%w: %+v may only read", fs.ErrPermission, c.peer)
 	}
 	if c.access < FullAccess && req.Op == opOpen && !restricts {
 		return resp, nil, fmt.Errorf("%w: memory cannot be handed out to read only", errors.ErrUnsupported)
@@ -371,9 +294,9 @@ func (s *server) answer(c *client, req request, in *inbox) (resp response, f *os
 	}
 	switch req.Op {
 	case opCreate:
-		f, err := in.take()
+		f, err := c.conn.take(req.Section)
 		if err != nil {
-			return resp, nil, fmt.Errorf("%w: %w", ErrQuota, err)
+			return resp, nil, fmt.Errorf("%w: %v", errLost, err)
 		}
 		return resp, nil, s.create(c, req, f)
 	case opOpen:
@@ -487,6 +410,8 @@ func (s *server) list(after string) (r response) {
 // leave ends a connection, and gives back what goes with it.
 func (s *server) leave(c *client) {
 	c.conn.Close()
+	f, _ := c.conn.take("") // that nobody has asked for
+	f.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.clients, c)
@@ -526,10 +451,5 @@ func (s *server) shutdown() {
 
 // outOfDescriptors reports whether accepting failed for a reason that can pass.
 func outOfDescriptors(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(passing, func(e error) bool { return errors.Is(err, e) })
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -25,7 +26,8 @@ func serveCommand() *cobra.Command {
 		Long: `Serve keeps blocks for the programs that connect to ADDRESS by manager.Dial of
 the Go package, until Ctrl-C or SIGTERM, which end it with exit status 0. It
 prints "serving ADDRESS" when they can. ADDRESS is the path of a Unix socket to
-make, or @ and a name without a file (not on macOS).
+make, or @ and a name without a file (not on macOS). On Windows it is @ and the
+name of a pipe, or \\.\pipe\ and that name.
 
 A block stays until a client releases it or serve ends, and then goes. Nothing
 of it is in /dev/shm, so nothing is left behind however serve ends. Clients that
@@ -66,8 +68,8 @@ the Go package connects to it. When CMD ends, so do the manager and all blocks.
 
 Run exits as CMD does: 126 or 127 if CMD could not be started, 128 and the number
 of the signal if one ended it. It passes SIGTERM and SIGHUP on to CMD, and leaves
-Ctrl-C to it. If run itself is killed, CMD is killed as well (on Linux), and no
-block is left.`,
+Ctrl-C to it. If run itself is killed, CMD is killed as well (on Linux; on
+Windows with all it has started), and no block is left.`,
 		Example: `  shm run -- ./pipeline.sh
   shm run --max-bytes 8GiB -- make -j8 test`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -89,10 +91,12 @@ block is left.`,
 			ctx, cancel := context.WithCancel(cmd.Context())
 			served := make(chan error, 1)
 			go func() { served <- manager.Serve(ctx, l, f.options()...) }()
+			var survive func()
 			err = runCommand(args, func(c *exec.Cmd) {
 				c.Env = append(c.Environ(), manager.Env+"="+addr)
-				dieWithUs(c)
+				survive = dieWithUs(c)
 			})
+			survive() // what CMD has left behind
 			cancel()
 			if serveErr := <-served; err == nil {
 				err = serveErr
@@ -149,6 +153,9 @@ func (f *managerFlags) access(p manager.Peer) manager.Access {
 
 // listen makes the socket, which others can reach if any of them are allowed.
 func (f *managerFlags) listen(addr string) (net.Listener, error) {
+	if f.others() && runtime.GOOS == "windows" {
+		return nil, usageError{errors.New("users have no ids on Windows to be allowed by")}
+	}
 	l, err := manager.Listen(addr)
 	if err != nil {
 		return nil, fileError{err}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +20,9 @@ import (
 )
 
 // client is a program that uses the manager it finds in its environment:
-// "client put NAME TEXT", "client get NAME", "client hold NAME".
+// "client put NAME TEXT", "client get NAME", "client hold NAME", "client pass
+// NAME TEXT", which puts and has another client get, "client leave NAME", which
+// leaves another client behind that holds.
 func client() {
 	if err := useManager(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
 		fmt.Fprintln(os.Stderr, "client:", err)
@@ -41,6 +45,18 @@ func useManager(verb, name string, args []string) error {
 		_, err = io.Copy(os.Stdout, seg)
 		return err
 	}
+	if verb == "leave" {
+		hold := exec.Command("client", "hold", name)
+		hold.Stdin, hold.Stdout, hold.Stderr = os.Stdin, os.Stdout, os.Stderr
+		if err := hold.Start(); err != nil {
+			return err
+		}
+		for {
+			if seg, err := c.Open(name); !errors.Is(err, fs.ErrNotExist) {
+				return errors.Join(err, seg.Close())
+			}
+		}
+	}
 	seg, err := c.Create(name, 1<<20)
 	if err != nil {
 		return err
@@ -52,15 +68,30 @@ func useManager(verb, name string, args []string) error {
 	if verb == "hold" {
 		fmt.Println(os.Getenv(manager.Env))
 		_, err = io.Copy(seg, os.Stdin)
+		fmt.Println("held")
 		return err
 	}
 	_, err = io.WriteString(seg, strings.Join(args, " "))
+	if verb == "pass" {
+		get := exec.Command("client", "get", name)
+		get.Stdout, get.Stderr = os.Stdout, os.Stderr
+		err = errors.Join(err, seg.Close(), get.Run())
+	}
 	return err
+}
+
+// address returns one for a manager.
+func address(t *testing.T) string {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		return "@shm-test-" + rand.Text()
+	}
+	return filepath.Join(t.TempDir(), "socket")
 }
 
 func hasManager(t *testing.T) bool {
 	t.Helper()
-	l, err := manager.Listen(filepath.Join(t.TempDir(), "socket"))
+	l, err := manager.Listen(address(t))
 	if errors.Is(err, errors.ErrUnsupported) {
 		return false
 	}
@@ -78,6 +109,13 @@ func skipWithoutManager(t *testing.T) {
 	}
 }
 
+func skipWithoutSignals(t *testing.T) {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("no signals on this system")
+	}
+}
+
 func mustBeGone(t *testing.T, addr string) {
 	t.Helper()
 	c, err := manager.Dial(t.Context(), addr)
@@ -87,6 +125,31 @@ func mustBeGone(t *testing.T, addr string) {
 	if err == nil {
 		c.Close()
 	}
+}
+
+// Blocks outlive who made them, and end with the job, as run does.
+func TestRunJob(t *testing.T) {
+	skipWithoutManager(t)
+	if got := output(t, nil, 0, "run", "--", "client", "pass", "block", "some", "text"); string(got) != "some text" {
+		t.Errorf("the job says %q", got)
+	}
+	output(t, nil, 1, "run", "--", "client", "get", "block")
+	output(t, nil, 1, "run", "--max-bytes", "64K", "--", "client", "put", "block", "text")
+	output(t, nil, 127, "run", "--", "no-such-command-anywhere")
+}
+
+// What a job leaves behind goes on when run has ended.
+func TestRunLeaves(t *testing.T) {
+	skipWithoutManager(t)
+	run := start(t, "run", "--", "client", "leave", "block")
+	addr := run.hear()
+	if _, err := run.Process.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	mustBeGone(t, addr)
+	run.in.Close()
+	run.expect("held")
+	run.Wait()
 }
 
 // The job ends with run, and all it had.
@@ -123,6 +186,7 @@ func TestRunKilled(t *testing.T) {
 // Run passes SIGTERM on, and ends as the command does.
 func TestRunSignal(t *testing.T) {
 	skipWithoutManager(t)
+	skipWithoutSignals(t)
 	run := start(t, "run", "--", "client", "hold", "block")
 	addr := run.hear()
 	run.Process.Signal(syscall.SIGTERM)
@@ -132,7 +196,7 @@ func TestRunSignal(t *testing.T) {
 
 func TestServeSignal(t *testing.T) {
 	skipWithoutManager(t)
-	addr := filepath.Join(t.TempDir(), "socket")
+	addr := address(t)
 	serve := start(t, "serve", addr)
 	serve.expect("serving " + addr)
 	c, err := manager.Dial(t.Context(), addr)
@@ -145,8 +209,13 @@ func TestServeSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer seg.Close()
-	serve.Process.Signal(os.Interrupt)
-	serve.expectStatus(0)
+	if runtime.GOOS == "windows" { // one process cannot send another Ctrl-C alone
+		serve.Process.Kill()
+		serve.Wait()
+	} else {
+		serve.Process.Signal(os.Interrupt)
+		serve.expectStatus(0)
+	}
 	mustBeGone(t, addr)
 	if _, err := os.Stat(addr); err == nil {
 		t.Error("socket is still there")
@@ -182,6 +251,10 @@ func restricts(t *testing.T) bool {
 // Other users get in as far as they are allowed.
 func TestServeAllow(t *testing.T) {
 	skipWithoutManager(t)
+	if runtime.GOOS == "windows" {
+		output(t, nil, 2, "serve", address(t), "--allow", "1000")
+		return
+	}
 	if os.Getuid() != 0 {
 		t.Skip("only root can start processes of another user: run as root")
 	}

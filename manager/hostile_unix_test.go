@@ -1,0 +1,324 @@
+//go:build linux || darwin
+
+package manager_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/manager"
+)
+
+func knockUnix(t testing.TB, addr string) *net.UnixConn {
+	t.Helper()
+	conn, err := net.Dial("unix", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn.(*net.UnixConn)
+}
+
+// A client that does not read its responses is dropped, with the descriptors
+// that are under way to it.
+func TestHostileDeaf(t *testing.T) {
+	manager.SetStall(t, 100*time.Millisecond)
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	seg := must(t)(c.Create("block", 4096))
+	before := ownDescriptors(t)
+	for range 10 {
+		deaf := knockUnix(t, addr)
+		deaf.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		for {
+			if _, err := fmt.Fprintln(deaf, `{"op":"open","name":"block"}`); err != nil {
+				if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+					t.Error(err)
+				}
+				break
+			}
+		}
+		// What is on its way to it is bounded, for the sake of others.
+		underWay, _ := io.ReadAll(deaf)
+		most := 20
+		if runtime.GOOS == "darwin" { // where the bytes alone count
+			most = 4096 / len("{}\n")
+		}
+		if n := bytes.Count(underWay, []byte("{}")); n == 0 || n > most {
+			t.Errorf("%d descriptors under way", n)
+		}
+		atWork(t, c)
+		deaf.Close()
+	}
+	eventually(t, "all descriptors are back", func() bool { return ownDescriptors(t) <= before })
+	seg.Close()
+}
+
+// memory returns what a client sends to create a block.
+func memory(t testing.TB, size int64, opts ...shm.Option) *os.File {
+	t.Helper()
+	seg := must(t)(shm.Anonymous(size, opts...))
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// What a client gives out as the memory of a block must be memory.
+func TestHostileCreate(t *testing.T) {
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	conn := knockUnix(t, addr)
+	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	disk, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	disk.Truncate(4096 + 100)
+	good := memory(t, 100)
+	before := ownDescriptors(t)
+	for _, tt := range []struct {
+		what string
+		f    *os.File
+		cap  string
+	}{
+		{"nothing", nil, "100"},
+		{"a pipe", r, "100"},
+		{"a file", disk, "100"},
+		{"the socket", must2(conn.File()), "100"},
+		{"no capacity", good, "0"},
+		{"negative capacity", good, "-9223372036854775808"},
+		{"more than there is", good, "50000"},
+		{"far more than there is", good, "9223372036854775807"},
+	} {
+		var oob []byte
+		if tt.f != nil {
+			oob = syscall.UnixRights(int(tt.f.Fd()))
+		}
+		if _, _, err := conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":`+tt.cap+"}\n"), oob, nil); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, 1000)
+		n, err := conn.Read(answer)
+		if err != nil || !bytes.HasPrefix(answer[:n], []byte(`{"code":"invalid"`)) {
+			t.Errorf("%s: %s, %v", tt.what, answer[:n], err)
+		}
+		if tt.what == "the socket" {
+			tt.f.Close()
+		}
+	}
+	if after := ownDescriptors(t); after >= before+1 {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+	if got := names(t, c); len(got) != 0 {
+		t.Errorf("list: %v", got)
+	}
+	// Memory that is none of this package's is found out by those who open it.
+	large := memory(t, 1<<20, shm.Sparse())
+	spoil(t, large)
+	conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":1048576}`+"\n"), syscall.UnixRights(int(large.Fd())), nil)
+	if _, err := io.ReadFull(conn, make([]byte, len("{}\n"))); err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, second(c.Open("a")), "a", shm.ErrNotSegment)
+	atWork(t, c)
+}
+
+// spoil makes memory that is a block none.
+func spoil(t testing.TB, f *os.File) {
+	t.Helper()
+	mem, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(mem[:8]) // the magic
+	unix.Munmap(mem)
+}
+
+func must2(f *os.File, err error) *os.File {
+	if err != nil {
+		panic(err)
+	}
+	return f
+}
+
+// Whatever a client does to the memory, the server and other clients go on.
+func TestHostileMemory(t *testing.T) {
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	seg := must(t)(c.Create("block", 4096))
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	must(t)(c.Open("block")).Close()
+	spoil(t, f)
+	mustFail(t, second(c.Open("block")), "block", shm.ErrNotSegment)
+	mustFail(t, second(dial(t, addr).Open("block")), "block", shm.ErrNotSegment)
+	write(t, seg, "usable")
+	if err := errors.Join(c.Release("block"), seg.Close()); err != nil {
+		t.Error(err)
+	}
+	atWork(t, c)
+}
+
+// TestHostileServerFiles has a client talk to something that sends it files.
+func TestHostileServerFiles(t *testing.T) {
+	manager.SetStall(t, 100*time.Millisecond)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	fds := []int{int(r.Fd()), int(w.Fd())}
+	const opened = `{"name":"block"}` + "\n"
+	before := ownDescriptors(t)
+	for what, answers := range map[string][]struct {
+		text string
+		fds  []int
+	}{
+		"with descriptor": {{text: hello, fds: fds[:1]}, {text: opened}},
+		"a pipe":          {{text: hello}, {text: opened, fds: fds[:1]}},
+		"many":            {{text: hello}, {text: opened, fds: fds}},
+		"too many":        {{text: hello}, {text: opened, fds: []int{fds[0], fds[1], fds[0], fds[1]}}},
+		"error with one":  {{text: hello}, {text: `{"code":"exist"}` + "\n", fds: fds[:1]}},
+		"half an answer":  {{text: hello}, {text: `{"name":`, fds: fds[:1]}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			addr := address(t)
+			l, err := net.Listen("unix", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			done := make(chan bool)
+			go func() {
+				defer close(done)
+				conn, err := l.Accept()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				for i, a := range answers {
+					if i > 0 {
+						conn.Read(make([]byte, 1000))
+					}
+					conn.(*net.UnixConn).WriteMsgUnix([]byte(a.text), syscall.UnixRights(a.fds...), nil)
+				}
+			}()
+			c, err := manager.Dial(t.Context(), addr)
+			if err == nil {
+				seg, openErr := c.Open("block")
+				if err = openErr; err == nil {
+					seg.Close()
+				}
+				c.Close()
+			}
+			if err == nil {
+				t.Error("attached")
+			} else {
+				t.Log(err)
+			}
+			<-done
+		})
+	}
+	eventually(t, "all descriptors are closed", func() bool { return ownDescriptors(t) <= before })
+}
+
+func noBlocks(c *manager.Client) func() bool {
+	return func() bool {
+		list, err := c.List()
+		return err == nil && len(list) == 0
+	}
+}
+
+// FuzzRequest sends bytes to a server as a client, and looks that it survives.
+func FuzzRequest(f *testing.F) {
+	for _, seed := range []string{
+		`{"op":"create","name":"a","cap":100}` + "\n" + `{"op":"open","name":"a"}` + "\n",
+		`{"op":"create","name":"a","cap":100,"lease":true}` + "\n" + `{"op":"list"}` + "\n",
+		`{"op":"create","name":"b","cap":100}` + "\n" + `{"op":"open","name":"b","read_only":true}` + "\n" + `{"op":"release","name":"b"}` + "\n",
+		`{"op":"create","name":"c","cap":9223372036854775807}` + "\n" + `{"op":"list","name":"a"}` + "\n",
+		`{"op":"create"` + "\n" + `{"op":"release","name":"../x"}` + "\n{}\n[]\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		addr, stop := serve(t, manager.Total(manager.Quota{Blocks: 10, Bytes: 1 << 20}))
+		conn := knockUnix(t, addr)
+		conn.SetDeadline(time.Now().Add(30 * time.Second))
+		memory := memory(t, 100, shm.Sparse())
+		sent := make(chan bool)
+		go func() {
+			defer close(sent)
+			for line := range bytes.Lines(data) { // each with a descriptor
+				conn.WriteMsgUnix(line, syscall.UnixRights(int(memory.Fd())), nil)
+			}
+			conn.CloseWrite()
+		}()
+		if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the server does not end the connection: %v", err)
+		}
+		conn.Close()
+		<-sent
+		c, err := manager.Dial(context.Background(), addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		list, err := c.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var total int64
+		for _, info := range list {
+			total += info.Cap
+			if info.Cap <= 0 || info.Name == "" {
+				t.Errorf("block %+v", info)
+			}
+			if !info.Leased {
+				seg, err := c.Open(info.Name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seg.Close()
+				if err := c.Release(info.Name); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if len(list) > 10 || total > 1<<20 {
+			t.Errorf("%d blocks, %d bytes", len(list), total)
+		}
+		eventually(t, "nothing is left", noBlocks(c))
+		atWork(t, c)
+		c.Close()
+		stop()
+	})
+}

@@ -1,0 +1,301 @@
+package manager_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/windows"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/section"
+	"github.com/shmkit/shm/manager"
+)
+
+// watch returns a function that waits until nothing is left of what happened
+// after watch: no section of an anonymous block.
+func watch(t testing.TB, _ int) (left func(when string)) {
+	t.Helper()
+	before := sections(t)
+	return func(when string) {
+		t.Helper()
+		eventually(t, "no sections are left when "+when, func() bool {
+			return !slices.ContainsFunc(sections(t), func(name string) bool { return !slices.Contains(before, name) })
+		})
+	}
+}
+
+func sections(t testing.TB) []string {
+	t.Helper()
+	names, err := section.Names()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return name[0] != '!' })
+}
+
+func TestListenPipe(t *testing.T) {
+	addr, stop := serve(t)
+	path := `\\.\pipe\` + addr[1:]
+	if _, err := manager.Listen(path); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("second listener: %v", err)
+	}
+	c := dial(t, path)
+	atWork(t, c)
+	stop()
+	l := listen(t, path)
+	if got := l.Addr().String(); got != path {
+		t.Errorf("address %q", got)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("second Close: %v", err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close: %v", err)
+	}
+	for _, addr := range []string{"pipe", "@", `\\.\pipe\`, `\\elsewhere\pipe\x`, `C:\socket`, `\\.\x`} {
+		if _, err := manager.Listen(addr); !errors.Is(err, fs.ErrInvalid) {
+			t.Errorf("listening at %s: %v", addr, err)
+		}
+		mustFail(t, second(manager.Dial(t.Context(), addr)), addr, fs.ErrInvalid)
+	}
+}
+
+// A server takes no connections but those of Listen, of which it knows the peer.
+func TestServeOverTCP(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- manager.Serve(ctx, l) }()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if answer, _ := io.ReadAll(conn); !strings.Contains(string(answer), "not a pipe") {
+		t.Errorf("answer %q", answer)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Authorize knows a client by its process, and can let it only read.
+func TestAuthorizePipe(t *testing.T) {
+	asked := make(chan manager.Peer, 10)
+	addr, _ := serve(t, manager.Authorize(func(p manager.Peer) manager.Access {
+		asked <- p
+		if p.PID == os.Getpid() {
+			return manager.FullAccess
+		}
+		return manager.ReadAccess
+	}))
+	c := dial(t, addr)
+	seg := must(t)(c.Create("block", 1<<16))
+	write(t, seg, "seen")
+	other := startUser(t, addr)
+	<-asked
+	if p := <-asked; p.PID != other.Process.Pid || p.UID != -1 || p.GID != -1 {
+		t.Errorf("asked for %+v", p)
+	}
+	do(other, "create more", "permission denied")
+	do(other, "release block", "permission denied")
+	do(other, "open block", "permission denied")
+	do(other, "read block", "seen")
+
+	addr, _ = serve(t, manager.Authorize(func(manager.Peer) manager.Access { return manager.NoAccess }))
+	mustFail(t, second(manager.Dial(t.Context(), addr)), addr, fs.ErrPermission)
+}
+
+// What a client names as the memory of a block must be memory.
+func TestHostileSections(t *testing.T) {
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	disk, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	if err := disk.Truncate(8192); err != nil {
+		t.Fatal(err)
+	}
+	named := must(t)(shm.Create("", 100))
+	good, err := must(t)(shm.Anonymous(100)).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer good.Close()
+	goodName, err := section.Name(windows.Handle(good.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := func(c string) string { return "!" + strings.Repeat(c, 26) }
+	make := func(name string, file windows.Handle, flags uint32) {
+		name16, err := windows.UTF16PtrFromString(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := windows.CreateFileMapping(file, nil, windows.PAGE_READWRITE|flags, 0, 8192, name16)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { windows.CloseHandle(h) })
+	}
+	const reserve = 0x04000000 // SEC_RESERVE
+	make(name("b"), windows.Handle(disk.Fd()), 0)
+	make(name("c"), windows.InvalidHandle, reserve)
+	make(name("d"), windows.InvalidHandle, 0)
+	event, err := windows.UTF16PtrFromString(name("e"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := windows.CreateEvent(nil, 0, 0, event)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer windows.CloseHandle(h)
+
+	conn := knock(t, addr)
+	answers(t, conn, "")
+	before := sections(t)
+	for _, tt := range []struct{ what, section, cap string }{
+		{"nothing", "", "100"},
+		{"a missing one", name("a"), "100"},
+		{"of a file", name("b"), "100"},
+		{"memory to come", name("c"), "100"},
+		{"an event", name("e"), "100"},
+		{"another namespace", `Global\\` + goodName, "100"},
+		{"a block with a name", named.Name(), "100"},
+		{"what is no name", strings.Repeat("!", 1000), "100"},
+		{"no capacity", goodName, "0"},
+		{"negative capacity", goodName, "-9223372036854775808"},
+		{"less than there is", goodName, "500000"},
+		{"far more than there is", goodName, "9223372036854775807"},
+	} {
+		fmt.Fprintf(conn, `{"op":"create","name":"a","cap":%s,"section":"%s"}`+"\n", tt.cap, tt.section)
+		if got := line(t, conn); !strings.HasPrefix(got, `{"code":"invalid"`) {
+			t.Errorf("%s: %s", tt.what, got)
+		}
+	}
+	if got := names(t, c); len(got) != 0 {
+		t.Errorf("list: %v", got)
+	}
+	if after := sections(t); len(after) != len(before) {
+		t.Errorf("sections %v, before %v", after, before)
+	}
+
+	// Memory that is none of this package's is found out by those who open it,
+	// and so is what a client does to it later.
+	fmt.Fprintf(conn, `{"op":"create","name":"a","cap":100,"section":"%s"}`+"\n", name("d"))
+	if got := line(t, conn); got != "{}\n" {
+		t.Fatal(got)
+	}
+	mustFail(t, second(c.Open("a")), "a", shm.ErrNotSegment)
+	fmt.Fprintf(conn, `{"op":"create","name":"b","cap":100,"section":"%s"}`+"\n", goodName)
+	if got := line(t, conn); got != "{}\n" {
+		t.Fatal(got)
+	}
+	must(t)(c.Open("b"))
+	view, err := windows.MapViewOfFile(windows.Handle(good.Fd()), windows.FILE_MAP_WRITE, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(unsafe.Slice(*(**byte)(unsafe.Pointer(&view)), 8))
+	if err := windows.UnmapViewOfFile(view); err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, second(c.Open("b")), "b", shm.ErrNotSegment)
+	atWork(t, c)
+}
+
+// line reads one, and nothing behind it.
+func line(t testing.TB, conn net.Conn) string {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	b := make([]byte, 1000)
+	n, err := conn.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[:n])
+}
+
+// A client that does not read its responses is dropped.
+func TestPipeDeaf(t *testing.T) {
+	manager.SetStall(t, 100*time.Millisecond)
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	must(t)(c.Create("block", 4096))
+	left := watch(t, 0)
+	for range 3 {
+		deaf := knock(t, addr)
+		deaf.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		var err error
+		for err == nil {
+			_, err = fmt.Fprintln(deaf, `{"op":"open","name":"block"}`)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+		atWork(t, c)
+	}
+	left("it has gone")
+}
+
+// Clients that hang up as soon as they are connected disturb nobody.
+func TestPipeHangUp(t *testing.T) {
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 200 {
+				if conn, err := manager.Knock(addr); err != nil {
+					t.Error(err)
+				} else {
+					conn.Close()
+				}
+			}
+		})
+	}
+	for range 20 {
+		atWork(t, c)
+	}
+	wg.Wait()
+	atWork(t, dial(t, addr))
+}
+
+// What a client has open when the server shuts down, the server lets go.
+func TestPipeShutdown(t *testing.T) {
+	left := watch(t, 0)
+	addr, stop := serve(t)
+	c := dial(t, addr)
+	for range 10 {
+		must(t)(c.Create("", 4096)).Close()
+	}
+	idle := knock(t, addr)
+	answers(t, idle, "")
+	stop()
+	if n, err := idle.Read([]byte{0}); n != 0 || err != io.EOF {
+		t.Errorf("read %d, %v", n, err)
+	}
+	left("the server has ended")
+}

@@ -1,0 +1,254 @@
+//go:build linux || darwin
+
+package manager_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/manager"
+)
+
+// force tries to get at memory for writing that may only be read.
+func force(seg *shm.Segment) error {
+	f, err := seg.File()
+	if err == nil {
+		_, err = f.WriteAt([]byte("x"), 0)
+	}
+	files, _ := filepath.Glob("/proc/self/fd/*")
+	for _, path := range files {
+		if to, _ := os.Readlink(path); strings.HasPrefix(to, "/memfd:") {
+			if w, err := os.OpenFile(path, os.O_RDWR, 0); err == nil {
+				w.Close()
+				return nil
+			}
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return fs.ErrPermission
+}
+
+func needsStrangers(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 || runtime.GOOS != "linux" {
+		t.Skip("only root can start processes of another user, and only Linux runs a program that they cannot see: run as root there")
+	}
+}
+
+// startStranger is startUser for another user; its answer to Dial is not heard.
+func startStranger(t testing.TB, addr string) *proctest.Child {
+	t.Helper()
+	needsStrangers(t)
+	cmd := proctest.Command(stranger, addr)
+	cmd.Path, cmd.Dir = "/proc/self/exe", "/" // its directory is closed to other users
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	return proctest.StartCommand(t, cmd)
+}
+
+// ownDescriptors returns how many descriptors this process has.
+func ownDescriptors(t testing.TB) int {
+	t.Helper()
+	list, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+// stranger is a user that uses force.
+var stranger = proctest.Register("stranger", func(p *proctest.Parent) error { return beUser(p, force) })
+
+func TestListenFile(t *testing.T) {
+	addr := address(t)
+	srv := startServer(t, addr)
+	if info, err := os.Stat(addr); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info.Mode(), err)
+	}
+	srv.Wait()
+	if _, err := os.Stat(addr); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("socket of a server that has ended: %v", err)
+	}
+}
+
+func TestListenElsewhere(t *testing.T) {
+	mustFail(t, second(manager.Dial(t.Context(), "/nowhere/at/all")), "/nowhere/at/all", manager.ErrGone)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := manager.Listen(file); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("in place of a file: %v", err)
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
+		t.Errorf("file: %q, %v", b, err)
+	}
+	if _, err := manager.Listen(filepath.Join(dir, "no", "directory")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a directory: %v", err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- manager.Serve(ctx, l) }()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if answer, _ := io.ReadAll(conn); !strings.Contains(string(answer), "not a Unix socket") {
+		t.Errorf("over TCP: %q", answer)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	if err := manager.Serve(t.Context(), l); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("on a closed listener: %v", err)
+	}
+}
+
+// serveAll is serve for all users.
+func serveAll(t testing.TB, opts ...manager.ServeOption) (addr string) {
+	t.Helper()
+	addr, _ = serve(t, opts...)
+	if err := os.Chmod(addr, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
+// TestStranger has another user connect.
+func TestStranger(t *testing.T) {
+	addr := serveAll(t)
+	startStranger(t, addr).Expect("dial: permission denied")
+
+	var asked manager.Peer
+	addr = serveAll(t, manager.Authorize(func(p manager.Peer) manager.Access {
+		if p.UID == 65534 {
+			asked = p
+			return manager.ReadAccess
+		}
+		return manager.FullAccess
+	}))
+	c := dial(t, addr)
+	seg := must(t)(c.Create("block", 1<<16))
+	write(t, seg, "seen")
+	s := startStranger(t, addr)
+	s.Expect("dialled")
+	if asked.PID != s.Process.Pid || asked.GID != 65534 {
+		t.Errorf("asked for %+v", asked)
+	}
+	do(s, "create more", "permission denied")
+	do(s, "release block", "permission denied")
+	do(s, "open block", "permission denied")
+	do(s, "open missing", "permission denied")
+	if manager.Restricts {
+		do(s, "read block", "seen")
+		do(s, "write x", "permission denied")
+		do(s, "force", "permission denied")
+	} else {
+		do(s, "read block", "unsupported operation")
+	}
+	if got := read(t, seg, 4); got != "seen" {
+		t.Errorf("holds %q", got)
+	}
+
+	addr = serveAll(t, manager.Authorize(func(manager.Peer) manager.Access { return manager.FullAccess }))
+	c = dial(t, addr)
+	s = startStranger(t, addr)
+	s.Expect("dialled")
+	do(s, "create block", "ok")
+	do(s, "write mine", "ok")
+	if got := read(t, must(t)(c.Open("block")), 4); got != "mine" {
+		t.Errorf("holds %q", got)
+	}
+	do(s, "release block", "ok")
+}
+
+// A server need not be the user of the memory it keeps.
+func TestServerOfOtherUser(t *testing.T) {
+	needsStrangers(t)
+	addr := address(t)
+	cmd := proctest.Command(server, addr)
+	cmd.Path, cmd.Dir = "/proc/self/exe", "/" // its directory is closed to other users
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	srv := proctest.StartCommand(t, cmd)
+	srv.Expect("listening")
+	c := dial(t, addr)
+	seg := must(t)(c.Create("block", 100))
+	write(t, seg, "mine")
+	if got := read(t, must(t)(c.Open("block", shm.ReadOnly())), 4); got != "mine" {
+		t.Errorf("holds %q", got)
+	}
+	if got := read(t, must(t)(c.Open("block")), 4); got != "mine" {
+		t.Errorf("holds %q", got)
+	}
+}
+
+// A socket that Listen makes lets nobody else connect at all.
+func TestStrangerAtSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	addr := filepath.Join(dir, "socket")
+	startServer(t, addr)
+	startStranger(t, addr).Expect("dial: permission denied")
+}
+
+// A request that the server does not answer ends with the client, or with the
+// context.
+func TestServerStopped(t *testing.T) {
+	for _, byContext := range []bool{false, true} {
+		addr := address(t)
+		srv := startServer(t, addr)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		c, err := manager.Dial(ctx, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seg := must(t)(c.Create("block", 100))
+		srv.Process.Signal(syscall.SIGSTOP)
+		var status syscall.WaitStatus
+		if _, err := syscall.Wait4(srv.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+			t.Fatalf("not stopped: %#x, %v", status, err)
+		}
+		done := make(chan error)
+		go func() { done <- second(c.Open("block")) }()
+		if byContext {
+			cancel()
+		} else {
+			c.Close()
+		}
+		mustFail(t, <-done, "block", fs.ErrClosed)
+		mustFail(t, second(c.Open("block")), "block", fs.ErrClosed)
+		write(t, seg, "usable")
+		if byContext {
+			manager.SetStall(t, 10*time.Millisecond)
+			mustFail(t, second(manager.Dial(t.Context(), addr)), addr, manager.ErrGone)
+		}
+	}
+}
