@@ -318,6 +318,9 @@ func TestServeReadOnly(t *testing.T) {
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 100))
 	peer := must(t)(c.Open("block", shm.ReadOnly()))
+	if n := seg.Refs(); n != 1 { // for it has no means to count itself
+		t.Errorf("%d references", n)
+	}
 	mustFail(t, second(peer.Write([]byte("x"))), "block", shm.ErrReadOnly)
 	write(t, seg, "seen")
 	if got := read(t, peer, 4); got != "seen" {
