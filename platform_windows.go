@@ -61,8 +61,8 @@ func generationName(name string, generation int) string {
 	return name + "!" + strconv.Itoa(generation)
 }
 
-func mutexName(name string) string { return name + "!mutex" }
-func lifeName(of string) string    { return of + "!life" }
+func mutexName(name string) string   { return name + "!mutex" }
+func lifeName(section string) string { return section + "!life" }
 
 var (
 	openFileMapping = windows.NewLazySystemDLL("kernel32.dll").NewProc("OpenFileMappingW")
