@@ -61,9 +61,9 @@ func anonymous(size int64, opts []Option) (*attachment, error) {
 //
 // The error is [fs.ErrClosed], [fs.ErrPermission] for a process that came to
 // the block by a file and that its permissions keep from opening it, or
-// [errors.ErrUnsupported]: on Linux where it takes /proc and there is none, on
+// [errors.ErrUnsupported]: on Linux where it takes /proc and there is none, and on
 // darwin for a ReadOnly Segment of a block that is anonymous or has lost its
-// name, and on Windows for a block with a name.
+// name.
 func (s *Segment) File() (*os.File, error) {
 	h, token, err := s.enter("file")
 	if err != nil {
@@ -86,12 +86,11 @@ func (s *Segment) File() (*os.File, error) {
 // f may come from anybody and be anything. The error is [ErrNotSegment] for
 // what has no header (a pipe, a socket, a directory, a file on a disk, memory
 // of another program; but see [Headerless]); [ErrCorrupt] or [ErrVersion] if the
-// header is not to be relied on, for an anonymous block that somebody could
-// truncate, and on Windows for a block with a name; [fs.ErrNotExist] if the block
-// has a name, or had one, and nobody is attached to it any more;
-// [fs.ErrPermission] if f is not open for what is asked for; [ErrBusy];
-// [ErrNoSpace]; [fs.ErrInvalid] for a nil f or a bad option; [fs.ErrClosed] for a
-// closed one; or [errors.ErrUnsupported].
+// header is not to be relied on, and for an anonymous block that somebody could
+// truncate; [fs.ErrNotExist] if the block has a name, or had one, and nobody is
+// attached to it any more; [fs.ErrPermission] if f is not open for what is asked
+// for; [ErrBusy]; [ErrNoSpace]; [fs.ErrInvalid] for a nil f or a bad option;
+// [fs.ErrClosed] for a closed one; or [errors.ErrUnsupported].
 //
 // Options: [ReadOnly], [Headerless], [Prefault].
 func FromFile(f *os.File, opts ...Option) (*Segment, error) {

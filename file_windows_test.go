@@ -45,6 +45,16 @@ func fromFile(t testing.TB, f *os.File, opts ...shm.Option) *shm.Segment {
 	return seg
 }
 
+func fileOf(t testing.TB, seg *shm.Segment) *os.File {
+	t.Helper()
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 func TestAnonymousSection(t *testing.T) {
 	for _, opts := range [][]shm.Option{nil, {shm.Sparse()}, {shm.Prefault()}} {
 		seg, err := shm.Anonymous(10001, opts...)
@@ -110,9 +120,6 @@ func TestAnonymousSectionErrors(t *testing.T) {
 		_, err := shm.Anonymous(1, o)
 		mustFail(t, err, "", fs.ErrInvalid)
 	}
-	seg := block(t, 100)
-	_, err := seg.File()
-	mustFail(t, err, seg.Name(), errors.ErrUnsupported)
 }
 
 // heir attaches to what it has inherited.
@@ -134,16 +141,17 @@ var heir = proctest.Register("heir", func(p *proctest.Parent) error {
 })
 
 func TestSectionToChild(t *testing.T) {
-	seg, err := shm.Anonymous(100)
+	anonymous, err := shm.Anonymous(100)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer seg.Close()
-	f, err := seg.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	testSectionToChild(t, anonymous, "inherited")
+	named := block(t, 100)
+	testSectionToChild(t, named, named.Name())
+}
+
+func testSectionToChild(t *testing.T, seg *shm.Segment, name string) {
+	f := fileOf(t, seg)
 	for _, killed := range []bool{false, true} {
 		h := windows.Handle(f.Fd())
 		if err := windows.SetHandleInformation(h, windows.HANDLE_FLAG_INHERIT, windows.HANDLE_FLAG_INHERIT); err != nil {
@@ -152,7 +160,7 @@ func TestSectionToChild(t *testing.T) {
 		cmd := proctest.Command(heir, fmt.Sprint(uint64(h)))
 		cmd.SysProcAttr = &syscall.SysProcAttr{AdditionalInheritedHandles: []syscall.Handle{syscall.Handle(h)}}
 		child := proctest.StartCommand(t, cmd)
-		child.Expect("inherited, 2 references")
+		child.Expect(name + ", 2 references")
 		if got := string(seg.Bytes()[:14]); got != "from the child" {
 			t.Errorf("holds %q", got)
 		}
@@ -162,11 +170,11 @@ func TestSectionToChild(t *testing.T) {
 			child.Wait()
 		}
 	}
-	name := sectionOf(t, f)
+	section := sectionOf(t, f)
 	if err := errors.Join(seg.Close(), f.Close()); err != nil {
 		t.Error(err)
 	}
-	mustBeNoSection(t, name)
+	mustBeNoSection(t, section)
 }
 
 // FromFile takes nothing for a block that is none.
@@ -220,18 +228,65 @@ func TestFromHandleHostile(t *testing.T) {
 	if raw.Size() != 8192 {
 		t.Errorf("%d bytes", raw.Size())
 	}
+}
 
-	// A block that has a name, by a handle that did not come from File.
-	named := block(t, 100)
-	name16, err := windows.UTF16PtrFromString(named.Name())
+// A block with a name is one more attachment, and ends with the last.
+func TestFromNamedSection(t *testing.T) {
+	seg := block(t, 100)
+	name := seg.Name()
+	f := fileOf(t, seg)
+	peer := fromFile(t, f)
+	reader := fromFile(t, f, shm.ReadOnly())
+	if peer.Name() != name || reader.Name() != name || seg.Refs() != 3 {
+		t.Errorf("called %q, %q, %d references", peer.Name(), reader.Name(), seg.Refs())
+	}
+	toRead := fileOf(t, reader)
+	_, err := shm.FromFile(toRead)
+	mustFail(t, err, name, fs.ErrPermission)
+	uncounted := fromFile(t, toRead, shm.ReadOnly())
+	if err := errors.Join(seg.Close(), peer.Close(), reader.Close()); err != nil {
+		t.Error(err)
+	}
+	attach(t, name).Close() // kept by the one that may only read
+	if err := uncounted.Close(); err != nil {
+		t.Error(err)
+	}
+	_, err = shm.FromFile(f) // who comes next ends what that one could not
+	mustFail(t, err, name, fs.ErrNotExist)
+	mustBeGone(t, name)
+
+	// Without a name, but in use; and another block has the name.
+	seg = block(t, 100)
+	f = fileOf(t, seg)
+	if err := seg.Unlink(); err != nil {
+		t.Fatal(err)
+	}
+	other, err := shm.Create(seg.Name(), 100)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE, 0, 4096, name16)
-	if h == 0 {
-		t.Fatal(err)
+	defer other.Close()
+	peer = fromFile(t, f)
+	seg.WriteAt([]byte("first"), 0)
+	if got := string(peer.Bytes()[:5]); got != "first" {
+		t.Errorf("holds %q", got)
 	}
-	if _, err := shm.FromFile(file(h, nil)); !errors.Is(err, shm.ErrCorrupt) {
-		t.Errorf("of a block with a name: %v", err)
+	mustFail(t, peer.Unlink(), "", fs.ErrNotExist)
+	if err := errors.Join(seg.Close(), peer.Close()); err != nil {
+		t.Error(err)
+	}
+	attach(t, other.Name()).Close()
+	_, err = shm.FromFile(f)
+	mustFail(t, err, seg.Name(), fs.ErrNotExist)
+}
+
+func TestFromNamedSectionHeaderless(t *testing.T) {
+	seg := block(t, 100, shm.Headerless())
+	f := fileOf(t, seg)
+	_, err := shm.FromFile(f)
+	mustFail(t, err, seg.Name(), shm.ErrNotSegment)
+	peer := fromFile(t, f, shm.Headerless())
+	if seg.WriteAt([]byte("raw"), 0); string(peer.Bytes()[:3]) != "raw" || peer.Name() != seg.Name() {
+		t.Errorf("%q holds %q", peer.Name(), peer.Bytes()[:3])
 	}
 }

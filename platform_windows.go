@@ -292,7 +292,8 @@ func newAnonymous(h windows.Handle, write bool) (*object, error) {
 	return o, nil
 }
 
-// fromFD takes nothing but a section of the page file for a block.
+// fromFD takes nothing but a section of the page file for a block. Its name says
+// whose lanes there are: the kernel's word, for nobody can give a section another.
 func fromFD(fd uintptr) (*object, error) {
 	h := windows.Handle(fd)
 	if _, err := section.Size(h); err != nil {
@@ -305,18 +306,25 @@ func fromFD(fd uintptr) (*object, error) {
 	if info.access&windows.FILE_MAP_READ == 0 {
 		return nil, fmt.Errorf("%w: handle is not for reading", fs.ErrPermission)
 	}
+	name, err := section.Name(h)
+	if err != nil {
+		return nil, err
+	}
 	own, err := section.Duplicate(h, false)
 	if err != nil {
 		return nil, err
 	}
-	return newAnonymous(own, info.access&windows.FILE_MAP_WRITE != 0)
+	o, err := newAnonymous(own, info.access&windows.FILE_MAP_WRITE != 0)
+	if err == nil {
+		if o.name, _, _ = strings.Cut(name, "!"); o.name != "" {
+			o.section = name
+		}
+	}
+	return o, err
 }
 
-// file: a block with a name is opened by it.
+// file duplicates the handle: there is nothing else to it.
 func (o *object) file(name string, readOnly bool) (*os.File, error) {
-	if o.section != "" {
-		return nil, errors.ErrUnsupported
-	}
 	h, err := section.Duplicate(o.handle, readOnly || !o.writable)
 	if err != nil {
 		return nil, err
@@ -324,9 +332,17 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	return os.NewFile(uintptr(h), name), nil
 }
 
-// isSealed: no section of the page file changes its size.
-func (o *object) isSealed() bool   { return true }
-func (o *object) findName() string { return "" }
+// isSealed reports whether the object is that of an anonymous block. No section
+// of the page file changes its size.
+func (o *object) isSealed() bool { return o.section == "" }
+
+func (o *object) findName() string {
+	name, err := checkName(o.name)
+	if linked, _ := o.linked(); err != nil || name != o.name || !linked {
+		return ""
+	}
+	return name
+}
 
 // unlinkUnopened can do nothing: to unlink is to write.
 func unlinkUnopened(string) error { return windows.ERROR_ACCESS_DENIED }
