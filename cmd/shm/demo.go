@@ -255,7 +255,7 @@ func (d *demo) stream(ctx context.Context) error {
 	if err := wait(ctx, hashed); err != nil {
 		return err
 	}
-	d.survived = d.seg.Size() == d.wrote && victim.status == "signal: killed"
+	d.survived = d.seg.Size() == d.wrote && victim.status == killedStatus
 	d.count(eventDone, 2) // this process, and the killed one
 	return nil
 }

@@ -79,7 +79,7 @@ func TestDemoReaderFails(t *testing.T) {
 	demo.in.Close()
 	out := demo.expectStatus(1)
 	for _, want := range []string{
-		`(?m)^FAILED +reader 3 .* signal: killed$`,
+		`(?m)^FAILED +reader 3 .* ` + killedStatus + `$`,
 		`(?m)^FAILED +hashes equal +2 of 3$`,
 		`(?m)^FAILED +attachments, others done +3 `,
 		`(?m)^ok +name ` + name + ` +gone after the last Close$`,
@@ -95,6 +95,7 @@ func TestDemoReaderFails(t *testing.T) {
 }
 
 func TestDemoInterrupted(t *testing.T) {
+	skipWithoutSignals(t)
 	for sig, status := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
 		t.Run(sig.String(), func(t *testing.T) {
 			demo, name, readers := startDemo(t)

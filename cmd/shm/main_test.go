@@ -54,6 +54,8 @@ func TestScripts(t *testing.T) {
 			case "lists":
 				_, err := shm.List()
 				return !errors.Is(err, errors.ErrUnsupported), nil
+			case "stays":
+				return staysPut(t), nil
 			case "manager":
 				return hasManager(t), nil
 			}
@@ -61,6 +63,20 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status},
 	})
+}
+
+// staysPut reports whether there are blocks that stay, as put makes them.
+func staysPut(t *testing.T) bool {
+	seg, err := shm.Create("", 1, shm.Persistent())
+	if errors.Is(err, errors.ErrUnsupported) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	seg.Unlink()
+	seg.Close()
+	return true
 }
 
 // status runs a command and checks its exit status.
