@@ -74,6 +74,7 @@ var codes = []struct {
 	{"exist", fs.ErrExist},
 	{"not_exist", fs.ErrNotExist},
 	{"permission", fs.ErrPermission},
+	{"busy", shm.ErrBusy},
 	{"invalid", fs.ErrInvalid},
 	{"unsupported", errors.ErrUnsupported},
 	{"failed", nil},
