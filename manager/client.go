@@ -196,8 +196,9 @@ func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg 
 
 // Open attaches to the block called name.
 //
-// The error is [fs.ErrNotExist], [fs.ErrInvalid], [fs.ErrPermission], [ErrGone],
-// [fs.ErrClosed], or one of [shm.FromFile].
+// The error is [fs.ErrNotExist], [fs.ErrInvalid], [fs.ErrPermission], [ErrQuota]
+// if the server has no descriptors left, [ErrGone], [fs.ErrClosed], or one of
+// [shm.FromFile].
 //
 // Options: [shm.ReadOnly], [shm.Prefault].
 func (c *Client) Open(name string, opts ...shm.Option) (*shm.Segment, error) {

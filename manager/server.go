@@ -388,7 +388,11 @@ func (s *server) open(req request) (*os.File, error) {
 	if b == nil {
 		return nil, fs.ErrNotExist
 	}
-	return share(b.file, req.ReadOnly)
+	f, err := share(b.file, req.ReadOnly)
+	if outOfDescriptors(err) {
+		err = fmt.Errorf("%w: %v", ErrQuota, err)
+	}
+	return f, err
 }
 
 // list returns blocks whose names come after the one given.
@@ -449,7 +453,7 @@ func (s *server) shutdown() {
 	}
 }
 
-// outOfDescriptors reports whether accepting failed for a reason that can pass.
+// outOfDescriptors reports whether err is a lack of the server's that can pass.
 func outOfDescriptors(err error) bool {
 	return slices.ContainsFunc(passing, func(e error) bool { return errors.Is(err, e) })
 }
