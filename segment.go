@@ -528,7 +528,8 @@ func (s *Segment) Close() error {
 }
 
 // Name returns the name of the block, without a leading slash. That of an
-// [Anonymous] block is "", or the name of the file that [FromFile] had it from.
+// [Anonymous] block is its [Label], or the name of the file that [FromFile] had
+// it from.
 func (s *Segment) Name() string {
 	if s == nil || s.h == nil {
 		return ""
