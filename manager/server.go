@@ -358,8 +358,8 @@ func (s *server) add(b *block) error {
 	return nil
 }
 
-// remove takes the place of b away, and the server's hold on its memory. The
-// caller holds s.mu.
+// remove takes the place of b away. The caller holds s.mu, and closes the file of
+// b without: to free much memory takes long.
 func (s *server) remove(b *block) {
 	delete(s.blocks, b.info.Name)
 	s.used.add(-1, -b.info.Cap)
@@ -367,17 +367,19 @@ func (s *server) remove(b *block) {
 		delete(c.owned, b)
 		c.used.add(-1, -b.info.Cap)
 	}
-	b.file.Close()
 }
 
 func (s *server) release(name string) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	b := s.blocks[name]
+	if b != nil {
+		s.remove(b)
+	}
+	s.mu.Unlock()
 	if b == nil {
 		return fs.ErrNotExist
 	}
-	s.remove(b)
+	b.file.Close()
 	return nil
 }
 
@@ -416,15 +418,20 @@ func (s *server) leave(c *client) {
 	c.conn.Close()
 	f, _ := c.conn.take("") // that nobody has asked for
 	f.Close()
+	var leased []*block
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.clients, c)
 	for b := range c.owned {
 		if b.info.Leased {
 			s.remove(b)
+			leased = append(leased, b)
 		} else {
 			b.owner = nil
 		}
+	}
+	s.mu.Unlock()
+	for _, b := range leased {
+		b.file.Close()
 	}
 }
 
@@ -450,6 +457,7 @@ func (s *server) shutdown() {
 	defer s.mu.Unlock()
 	for _, b := range s.blocks {
 		s.remove(b)
+		b.file.Close() // nobody waits any more
 	}
 }
 
