@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"os/signal"
 	"testing"
 	"time"
 
@@ -74,6 +75,23 @@ func TestAnonymousUnlocked(t *testing.T) {
 	if err := errors.Join(peer.Close(), seg.Close()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A lease of a peer's is no reason to wait, for a file that has to be opened anew.
+func TestFileLease(t *testing.T) {
+	seg := anonymous(t, 100)
+	f := file(t, seg)
+	reader := take(t, f, shm.ReadOnly())
+	own := opened(t)(os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0))
+	signal.Ignore(unix.SIGIO) // which tells the holder that somebody waits
+	defer signal.Reset(unix.SIGIO)
+	if _, err := unix.FcntlInt(own.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skipf("no leases here: %v: run on a kernel with /proc/sys/fs/leases-enable", err)
+	}
+	mustFail(t, second(reader.File()), reader.Name(), shm.ErrBusy)
+	file(t, seg)
+	own.Close()
+	file(t, reader)
 }
 
 // What a peer does to a description that all share moves no byte.
