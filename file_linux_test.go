@@ -19,8 +19,9 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// More memory than there is must be refused before the OOM killer comes.
-func TestAnonymousTooLarge(t *testing.T) {
+// allMemory returns how many bytes the machine has.
+func allMemory(t *testing.T) int64 {
+	t.Helper()
 	var sys unix.Sysinfo_t
 	if err := unix.Sysinfo(&sys); err != nil {
 		t.Fatal(err)
@@ -29,6 +30,12 @@ func TestAnonymousTooLarge(t *testing.T) {
 	if all > math.MaxInt/2 {
 		t.Skip("no address space for that much")
 	}
+	return all
+}
+
+// More memory than there is must be refused before the OOM killer comes.
+func TestAnonymousTooLarge(t *testing.T) {
+	all := allMemory(t)
 	// The kernel itself and this test use some, and nobody gives it back.
 	mustFail(t, second(shm.Anonymous(all-1<<20)), "", shm.ErrNoSpace)
 	seg := anonymous(t, all-1<<20, shm.Sparse())
