@@ -60,10 +60,10 @@ func anonymous(size int64, opts []Option) (*attachment, error) {
 // darwin only lets them be mapped.
 //
 // The error is [fs.ErrClosed], [fs.ErrPermission] for a process that came to
-// the block by a file and that its permissions keep from opening it, or
+// the block by a file and that its permissions keep from opening it, [ErrBusy]
+// if another process has a lease on it (F_SETLEASE of fcntl(2)), or
 // [errors.ErrUnsupported]: on Linux where it takes /proc and there is none, and on
-// darwin for a ReadOnly Segment of a block that is anonymous or has lost its
-// name.
+// darwin for a ReadOnly Segment of a block that is anonymous or has lost its name.
 func (s *Segment) File() (*os.File, error) {
 	h, token, err := s.enter("file")
 	if err != nil {

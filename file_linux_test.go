@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"os/signal"
 	"testing"
 	"time"
 
@@ -18,8 +19,9 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// More memory than there is must be refused before the OOM killer comes.
-func TestAnonymousTooLarge(t *testing.T) {
+// allMemory returns how many bytes the machine has.
+func allMemory(t *testing.T) int64 {
+	t.Helper()
 	var sys unix.Sysinfo_t
 	if err := unix.Sysinfo(&sys); err != nil {
 		t.Fatal(err)
@@ -28,6 +30,12 @@ func TestAnonymousTooLarge(t *testing.T) {
 	if all > math.MaxInt/2 {
 		t.Skip("no address space for that much")
 	}
+	return all
+}
+
+// More memory than there is must be refused before the OOM killer comes.
+func TestAnonymousTooLarge(t *testing.T) {
+	all := allMemory(t)
 	// The kernel itself and this test use some, and nobody gives it back.
 	mustFail(t, second(shm.Anonymous(all-1<<20)), "", shm.ErrNoSpace)
 	seg := anonymous(t, all-1<<20, shm.Sparse())
@@ -74,6 +82,23 @@ func TestAnonymousUnlocked(t *testing.T) {
 	if err := errors.Join(peer.Close(), seg.Close()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A lease of a peer's is no reason to wait, for a file that has to be opened anew.
+func TestFileLease(t *testing.T) {
+	seg := anonymous(t, 100)
+	f := file(t, seg)
+	reader := take(t, f, shm.ReadOnly())
+	own := opened(t)(os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0))
+	signal.Ignore(unix.SIGIO) // which tells the holder that somebody waits
+	defer signal.Reset(unix.SIGIO)
+	if _, err := unix.FcntlInt(own.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skipf("no leases here: %v: run on a kernel with /proc/sys/fs/leases-enable", err)
+	}
+	mustFail(t, second(reader.File()), reader.Name(), shm.ErrBusy)
+	file(t, seg)
+	own.Close()
+	file(t, reader)
 }
 
 // What a peer does to a description that all share moves no byte.

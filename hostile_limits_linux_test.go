@@ -553,6 +553,33 @@ func TestOneDescriptor(t *testing.T) {
 	wantErr(t, "Reap", err, "", syscall.EMFILE)
 }
 
+// TestAnonymousLastDescriptor has one descriptor left, with which Anonymous must
+// not begin to take more memory than there is. (If it did, a limit of the size of
+// files would end that here.)
+func TestAnonymousLastDescriptor(t *testing.T) {
+	if !limited(t) {
+		return
+	}
+	all := allMemory(t)
+	if _, err := os.ReadFile("/proc/self/statm"); err != nil { // what the runtime opens for that it has now
+		t.Fatal(err)
+	}
+	next, err := syscall.Dup(0) // the lowest that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(next)
+	defer limit(t, syscall.RLIMIT_FSIZE, 1<<20)()
+	defer limit(t, syscall.RLIMIT_NOFILE, uint64(next)+1)()
+	wantErr(t, "Anonymous", second(shm.Anonymous(2*all)), "", syscall.ENOSPC)
+	seg, err := shm.Anonymous(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "Anonymous", second(shm.Anonymous(100)), "", syscall.EMFILE)
+	seg.Close()
+}
+
 // TestNoAddressSpace has hardly any address space left.
 func TestNoAddressSpace(t *testing.T) {
 	if !limited(t) {

@@ -377,6 +377,9 @@ func (o *object) close() {
 // nobody can make shorter or longer; see memfd_create(2). Unless sparse, the
 // memory is reserved, so that no later access can fail.
 func createAnonymous(size int64, sparse bool) (*object, error) {
+	if !sparse && !available(size) { // which takes a descriptor for a moment
+		return nil, spaceErr(unix.ENOSPC)
+	}
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate("shm", flags|unix.MFD_NOEXEC_SEAL)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
@@ -399,9 +402,6 @@ func createAnonymous(size int64, sparse bool) (*object, error) {
 const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
 func (o *object) prepareAnonymous(size int64, sparse bool) error {
-	if !sparse && !available(size) {
-		return unix.ENOSPC
-	}
 	// It is 0666 or 0777, and who has a descriptor can open it: with this, one to
 	// read only is good for no more.
 	if err := unix.Fchmod(o.fd, 0o644); err != nil {

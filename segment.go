@@ -307,14 +307,15 @@ func prepare(name string, size int64, c config) (*attachment, error) {
 		a.layout = newLayout(size, c.flags())
 	}
 	length := int(size) + a.layout.headerSize
-	err := claim(name, func() (err error) {
-		if c.has(optAnonymous) {
-			a.obj, err = createAnonymous(int64(length), c.has(optSparse))
-		} else {
+	var err error
+	if c.has(optAnonymous) {
+		a.obj, err = createAnonymous(int64(length), c.has(optSparse))
+	} else {
+		err = claim(name, func() (err error) {
 			a.obj, err = createObject(name, int64(length), c)
-		}
-		return err
-	})
+			return err
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -528,7 +529,8 @@ func (s *Segment) Close() error {
 }
 
 // Name returns the name of the block, without a leading slash. That of an
-// [Anonymous] block is "", or the name of the file that [FromFile] had it from.
+// [Anonymous] block is its [Label], or the name of the file that [FromFile] had
+// it from.
 func (s *Segment) Name() string {
 	if s == nil || s.h == nil {
 		return ""

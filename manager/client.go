@@ -138,6 +138,9 @@ func (c *Client) Create(name string, size int64, opts ...shm.Option) (*shm.Segme
 }
 
 func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segment, error) {
+	if err := checkOptions(opts, shm.Sparse(), shm.Prefault()); err != nil {
+		return nil, err
+	}
 	if name == "" {
 		name = "shm-" + strings.ToLower(rand.Text()[:16])
 	}
@@ -164,14 +167,14 @@ func (c *Client) keep(seg *shm.Segment) error {
 	return err
 }
 
-// prefault returns the option Prefault if it is among opts.
-func prefault(opts []shm.Option) (list []shm.Option) {
+// checkOptions returns the error for options that do not apply.
+func checkOptions(opts []shm.Option, allowed ...shm.Option) error {
 	for _, o := range opts {
-		if o == shm.Prefault() {
-			list = append(list, o)
+		if !slices.Contains(allowed, o) {
+			return fmt.Errorf("%w: option does not apply", fs.ErrInvalid)
 		}
 	}
-	return list
+	return nil
 }
 
 // OpenOrCreate attaches to the block called name, or creates it if there is
@@ -179,10 +182,14 @@ func prefault(opts []shm.Option) (list []shm.Option) {
 // without [fs.ErrExist]. If several clients call it at once, one of them creates
 // the block.
 func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg *shm.Segment, created bool, err error) {
+	if err := checkOptions(opts, shm.Sparse(), shm.Prefault()); err != nil {
+		return nil, false, pathError("open", name, err)
+	}
+	openOpts := slices.DeleteFunc(slices.Clone(opts), func(o shm.Option) bool { return o != shm.Prefault() })
 	for {
 		err = fs.ErrNotExist
 		if name != "" {
-			seg, err = c.open(name, prefault(opts))
+			seg, err = c.open(name, openOpts)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			seg, err = c.create(name, size, opts)
@@ -196,8 +203,9 @@ func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg 
 
 // Open attaches to the block called name.
 //
-// The error is [fs.ErrNotExist], [fs.ErrInvalid], [fs.ErrPermission], [ErrGone],
-// [fs.ErrClosed], or one of [shm.FromFile].
+// The error is [fs.ErrNotExist], [fs.ErrInvalid], [fs.ErrPermission], [ErrQuota]
+// if the server has no descriptors left, [ErrGone], [fs.ErrClosed], or one of
+// [shm.FromFile].
 //
 // Options: [shm.ReadOnly], [shm.Prefault].
 func (c *Client) Open(name string, opts ...shm.Option) (*shm.Segment, error) {
@@ -206,16 +214,10 @@ func (c *Client) Open(name string, opts ...shm.Option) (*shm.Segment, error) {
 }
 
 func (c *Client) open(name string, opts []shm.Option) (*shm.Segment, error) {
-	req := request{Op: opOpen, Name: clean(name)}
-	for _, o := range opts {
-		switch o {
-		case shm.ReadOnly():
-			req.ReadOnly = true
-		case shm.Prefault():
-		default:
-			return nil, fmt.Errorf("%w: option does not apply", fs.ErrInvalid)
-		}
+	if err := checkOptions(opts, shm.ReadOnly(), shm.Prefault()); err != nil {
+		return nil, err
 	}
+	req := request{Op: opOpen, Name: clean(name), ReadOnly: slices.Contains(opts, shm.ReadOnly())}
 	resp, f, err := c.do(req, nil)
 	if err != nil {
 		return nil, err

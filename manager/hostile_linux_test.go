@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
 	"github.com/shmkit/shm/manager"
 )
@@ -88,6 +89,9 @@ func TestHostileExhaustion(t *testing.T) {
 		}
 		return false
 	})
+	for _, opts := range [][]shm.Option{nil, {shm.ReadOnly()}} {
+		mustFail(t, second(c.Open("block", opts...)), "block", manager.ErrQuota)
+	}
 	if got := names(t, c); len(got) != 1 {
 		t.Errorf("list: %v", got)
 	}

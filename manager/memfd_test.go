@@ -6,11 +6,14 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
+	"os/signal"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/manager"
 )
 
@@ -71,4 +74,33 @@ func TestHostileLocks(t *testing.T) {
 		t.Error("truncated")
 	}
 	must(t)(c.Open("block")).Close()
+}
+
+// A client can have a lease on the memory, for whose end an open of it waits. The
+// server does not: others are served at once.
+func TestHostileLease(t *testing.T) {
+	addr, _ := serve(t)
+	c := dial(t, addr)
+	seg := must(t)(c.Create("block", 4096))
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	own, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	signal.Ignore(unix.SIGIO) // which tells the holder that somebody waits
+	defer signal.Reset(unix.SIGIO)
+	if _, err := unix.FcntlInt(own.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skipf("no leases here: %v: run on a kernel with /proc/sys/fs/leases-enable", err)
+	}
+	mustFail(t, second(c.Open("block", shm.ReadOnly())), "block", shm.ErrBusy)
+	must(t)(c.Open("block")).Close()
+	if _, err := unix.FcntlInt(own.Fd(), unix.F_SETLEASE, unix.F_UNLCK); err != nil {
+		t.Fatal(err)
+	}
+	must(t)(c.Open("block", shm.ReadOnly())).Close()
 }

@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm"
 )
 
 // checkAddr returns the error for an address that there cannot be.
@@ -26,9 +27,12 @@ func duplicate(fd uintptr, readOnly bool) (int, error) {
 	if !readOnly {
 		return unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
 	}
-	n, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	n, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return n, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
+	case errors.Is(err, unix.EAGAIN): // a client has a lease on it: F_SETLEASE of fcntl(2)
+		return n, fmt.Errorf("%w: %w", shm.ErrBusy, err)
 	}
 	return n, err
 }

@@ -56,8 +56,8 @@ type response struct {
 	lost error // why the descriptor that came with it is not there
 }
 
-// ErrQuota is a request that would exceed what the server grants: blocks, bytes,
-// or clients. It is [shm.ErrNoSpace] as well.
+// ErrQuota is a request that would exceed what the server grants, blocks, bytes,
+// or clients, or what it has itself, descriptors. It is [shm.ErrNoSpace] as well.
 var ErrQuota = fmt.Errorf("quota of the manager: %w", shm.ErrNoSpace)
 
 // ErrGone is a server that is not there, or not there any more. What it gave
@@ -74,6 +74,7 @@ var codes = []struct {
 	{"exist", fs.ErrExist},
 	{"not_exist", fs.ErrNotExist},
 	{"permission", fs.ErrPermission},
+	{"busy", shm.ErrBusy},
 	{"invalid", fs.ErrInvalid},
 	{"unsupported", errors.ErrUnsupported},
 	{"failed", nil},

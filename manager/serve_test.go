@@ -276,8 +276,10 @@ func TestServeErrors(t *testing.T) {
 	mustFail(t, c.Release(""), "", fs.ErrInvalid)
 	mustFail(t, second(c.Open("missing")), "missing", fs.ErrNotExist)
 	mustFail(t, c.Release("missing"), "missing", fs.ErrNotExist)
-	for _, o := range []shm.Option{nil, shm.ReadOnly(), shm.Persistent(), shm.Headerless(), shm.Perm(0o600)} {
+	for _, o := range []shm.Option{nil, shm.ReadOnly(), shm.Persistent(), shm.Headerless(), shm.Perm(0o600), shm.Label("a")} {
 		mustFail(t, second(c.Create("a", 1, o)), "a", fs.ErrInvalid)
+		_, _, err := c.OpenOrCreate("taken", 1, o)
+		mustFail(t, err, "taken", fs.ErrInvalid)
 	}
 	for _, o := range []shm.Option{nil, shm.Sparse(), shm.Persistent(), shm.Headerless(), shm.Perm(0o600)} {
 		mustFail(t, second(c.Open("taken", o)), "taken", fs.ErrInvalid)

@@ -358,8 +358,8 @@ func (s *server) add(b *block) error {
 	return nil
 }
 
-// remove takes the place of b away, and the server's hold on its memory. The
-// caller holds s.mu.
+// remove takes the place of b away. The caller holds s.mu, and closes the file of
+// b without: to free much memory takes long.
 func (s *server) remove(b *block) {
 	delete(s.blocks, b.info.Name)
 	s.used.add(-1, -b.info.Cap)
@@ -367,17 +367,19 @@ func (s *server) remove(b *block) {
 		delete(c.owned, b)
 		c.used.add(-1, -b.info.Cap)
 	}
-	b.file.Close()
 }
 
 func (s *server) release(name string) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	b := s.blocks[name]
+	if b != nil {
+		s.remove(b)
+	}
+	s.mu.Unlock()
 	if b == nil {
 		return fs.ErrNotExist
 	}
-	s.remove(b)
+	b.file.Close()
 	return nil
 }
 
@@ -388,7 +390,11 @@ func (s *server) open(req request) (*os.File, error) {
 	if b == nil {
 		return nil, fs.ErrNotExist
 	}
-	return share(b.file, req.ReadOnly)
+	f, err := share(b.file, req.ReadOnly)
+	if outOfDescriptors(err) {
+		err = fmt.Errorf("%w: %v", ErrQuota, err)
+	}
+	return f, err
 }
 
 // list returns blocks whose names come after the one given.
@@ -412,15 +418,20 @@ func (s *server) leave(c *client) {
 	c.conn.Close()
 	f, _ := c.conn.take("") // that nobody has asked for
 	f.Close()
+	var leased []*block
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.clients, c)
 	for b := range c.owned {
 		if b.info.Leased {
 			s.remove(b)
+			leased = append(leased, b)
 		} else {
 			b.owner = nil
 		}
+	}
+	s.mu.Unlock()
+	for _, b := range leased {
+		b.file.Close()
 	}
 }
 
@@ -446,10 +457,11 @@ func (s *server) shutdown() {
 	defer s.mu.Unlock()
 	for _, b := range s.blocks {
 		s.remove(b)
+		b.file.Close() // nobody waits any more
 	}
 }
 
-// outOfDescriptors reports whether accepting failed for a reason that can pass.
+// outOfDescriptors reports whether err is a lack of the server's that can pass.
 func outOfDescriptors(err error) bool {
 	return slices.ContainsFunc(passing, func(e error) bool { return errors.Is(err, e) })
 }
