@@ -10,9 +10,9 @@ import (
 // all zero, and attaches to it. The only way to it is its [Segment.File]: a
 // process that is given the file attaches by [FromFile]. Nothing of the block is
 // in /dev/shm, so nothing can be left behind, and nobody can truncate it: unless
-// it is [Sparse], no access to it can fail, not even through Bytes (on darwin, which
-// does not reserve memory, the system can end processes). Whoever has a file of
-// it that is open for writing can write to it, whatever user he is; one that is
+// it is [Sparse], no access to it can fail, not even through Bytes (on darwin,
+// which does not reserve memory, the system can end processes). Whoever has a file
+// of it that is open for writing can write to it, whatever user he is; one that is
 // open for reading only gives no way to, but to the creator's user.
 //
 // An anonymous block exists as long as somebody is attached to it or has a file

@@ -86,10 +86,10 @@ func (o *object) truncate(size int64) error {
 	return err
 }
 
-// reserve allocates the memory of size bytes, which sets the size. A signal makes fallocate(2) on
-// tmpfs give back all that the call had allocated, so it goes by pieces, and
-// by smaller ones where signals come faster than a piece is done. What cannot
-// fit is not begun, for it would fill the file system on the way to failure.
+// reserve allocates the memory of size bytes, which sets the size. A signal makes
+// fallocate(2) on tmpfs give back all that the call had allocated, so it goes by
+// pieces, and by smaller ones where signals come faster than a piece is done. What
+// cannot fit is not begun, for it would fill the file system on the way to failure.
 func (o *object) reserve(size int64) error {
 	var sfs unix.Statfs_t
 	if err := o.statfs(&sfs); err != nil {
