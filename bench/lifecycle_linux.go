@@ -62,14 +62,19 @@ func create(path string, length int, reserve bool) {
 	fd := check2(unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600))
 	var st unix.Stat_t
 	unix.Fstat(fd, &st) // has the umask taken permissions away?
-	unix.Ftruncate(fd, int64(length))
 	if reserve {
 		unix.Fallocate(fd, 0, 0, int64(length))
+	} else {
+		unix.Ftruncate(fd, int64(length))
 	}
 	mem := check2(unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED))
 	lock(fd, unix.F_RDLCK, laneLife, 1)
 	var header [headerUsed]byte
-	unix.Pwrite(fd, header[:], 0)
+	if reserve {
+		copy(mem, header[:])
+	} else {
+		unix.Pwrite(fd, header[:], 0)
+	}
 	if unix.Linkat(fd, "", unix.AT_FDCWD, path, unix.AT_EMPTY_PATH) != nil { // Linux < 6.10, and not root
 		check(unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW))
 	}
