@@ -240,6 +240,10 @@ func TestFromNamedSection(t *testing.T) {
 	if peer.Name() != name || reader.Name() != name || seg.Refs() != 3 {
 		t.Errorf("called %q, %q, %d references", peer.Name(), reader.Name(), seg.Refs())
 	}
+	opened := attach(t, name) // its handle is not the creator's
+	if err := errors.Join(fromFile(t, fileOf(t, opened)).Close(), opened.Close()); err != nil {
+		t.Error(err)
+	}
 	toRead := fileOf(t, reader)
 	_, err := shm.FromFile(toRead)
 	mustFail(t, err, name, fs.ErrPermission)

@@ -64,10 +64,7 @@ func generationName(name string, generation int) string {
 func mutexName(name string) string   { return name + "!mutex" }
 func lifeName(section string) string { return section + "!life" }
 
-var (
-	openFileMapping = windows.NewLazySystemDLL("kernel32.dll").NewProc("OpenFileMappingW")
-	ntQueryObject   = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtQueryObject")
-)
+var ntQueryObject = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtQueryObject")
 
 // object is a section with a view of all of it, which lasts as long as the
 // handle unless mmap has passed it on.
@@ -119,18 +116,13 @@ func (o *object) create(size int64) error {
 			return err
 		}
 	}
-	h, err := windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE,
-		uint32(size>>32), uint32(size), utf16(o.section))
+	o.handle, err = section.Create(o.section, size)
+	if errors.Is(err, windows.ERROR_INVALID_HANDLE) { // something else has the name
+		err = fmt.Errorf("%w: %w", fs.ErrExist, err)
+	}
 	if err != nil {
-		if h != 0 { // it exists: golang/go#44539
-			windows.CloseHandle(h)
-		}
-		if errors.Is(err, windows.ERROR_INVALID_HANDLE) { // something else has the name
-			err = fmt.Errorf("%w: %w", fs.ErrExist, err)
-		}
 		return spaceErr(err)
 	}
-	o.handle = h
 	return o.mapAll()
 }
 
@@ -181,14 +173,14 @@ func openObject(name string, write bool) (*object, error) {
 
 func openSection(name string, generation int, write bool) (*object, error) {
 	o := &object{name: name, section: generationName(name, generation), writable: write}
-	h, _, err := openFileMapping.Call(uintptr(o.access()), 0, uintptr(unsafe.Pointer(utf16(o.section))))
-	if h == 0 {
-		if errors.Is(err, windows.ERROR_INVALID_HANDLE) {
-			err = fmt.Errorf("%w: no section: %w", ErrNotSegment, err)
-		}
+	var err error
+	o.handle, err = section.Open(o.section, write)
+	if errors.Is(err, windows.ERROR_INVALID_HANDLE) {
+		err = fmt.Errorf("%w: no section: %w", ErrNotSegment, err)
+	}
+	if err != nil {
 		return nil, err
 	}
-	o.handle = windows.Handle(h)
 	if err := o.mapAll(); err != nil {
 		o.close()
 		return nil, err
@@ -196,16 +188,13 @@ func openSection(name string, generation int, write bool) (*object, error) {
 	return o, nil
 }
 
-func (o *object) access() uint32 {
-	if o.writable {
-		return windows.FILE_MAP_READ | windows.FILE_MAP_WRITE
-	}
-	return windows.FILE_MAP_READ
-}
-
 // mapAll makes the view. The system knows the size of a section by pages only.
 func (o *object) mapAll() error {
-	addr, err := windows.MapViewOfFile(o.handle, o.access(), 0, 0, 0)
+	access := uint32(windows.FILE_MAP_READ)
+	if o.writable {
+		access |= windows.FILE_MAP_WRITE
+	}
+	addr, err := windows.MapViewOfFile(o.handle, access, 0, 0, 0)
 	if err != nil {
 		return spaceErr(err)
 	}
@@ -274,7 +263,7 @@ func createAnonymous(size int64, _ bool) (*object, error) {
 	if size > maxSize {
 		return nil, ErrNoSpace
 	}
-	h, err := section.Create(size)
+	h, err := section.CreateAnonymous(size)
 	if err != nil {
 		return nil, spaceErr(err)
 	}

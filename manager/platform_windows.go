@@ -164,7 +164,7 @@ func (c *conn) take(name string) (*os.File, error) {
 	if name == "" {
 		return nil, nil
 	}
-	h, err := section.Open(name, !c.want.ReadOnly)
+	h, err := section.OpenAnonymous(name, !c.want.ReadOnly)
 	if err != nil {
 		return nil, err
 	}

@@ -25,21 +25,22 @@ var (
 
 // Access to a section.
 const (
-	Query = 1 // SECTION_QUERY
-	Read  = windows.FILE_MAP_READ
-	Write = windows.FILE_MAP_WRITE
+	query = 1 // SECTION_QUERY
+	read  = windows.FILE_MAP_READ
+	write = windows.FILE_MAP_WRITE
 )
 
 var validName = regexp.MustCompile(`^![a-z2-7]{26}$`)
 
-// Create makes a section of size bytes of the page file, all zero.
-func Create(size int64) (windows.Handle, error) {
-	name, err := windows.UTF16PtrFromString("!" + strings.ToLower(rand.Text()))
+// Create makes a section of size bytes of the page file called name, all zero. The
+// error is [fs.ErrExist] if there is one, or of the system.
+func Create(name string, size int64) (windows.Handle, error) {
+	name16, err := windows.UTF16PtrFromString(name)
 	if err != nil {
 		return 0, err
 	}
 	h, err := windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE,
-		uint32(size>>32), uint32(size), name)
+		uint32(size>>32), uint32(size), name16)
 	if err != nil {
 		if h != 0 { // it exists: golang/go#44539
 			windows.CloseHandle(h)
@@ -49,19 +50,21 @@ func Create(size int64) (windows.Handle, error) {
 	return h, nil
 }
 
-// Open opens the section that Create has given the name. The error is
-// [fs.ErrInvalid] if it has given no such name, or of the system.
-func Open(name string, write bool) (windows.Handle, error) {
-	if !validName.MatchString(name) {
-		return 0, fmt.Errorf("%w: no name of a section", fs.ErrInvalid)
-	}
+// CreateAnonymous is Create with a name that nobody can guess.
+func CreateAnonymous(size int64) (windows.Handle, error) {
+	return Create("!"+strings.ToLower(rand.Text()), size)
+}
+
+// Open opens the section called name, to ask what it is, to read, and to write to
+// it if so asked. The error is of the system.
+func Open(name string, toWrite bool) (windows.Handle, error) {
 	name16, err := windows.UTF16PtrFromString(name)
 	if err != nil {
 		return 0, err
 	}
-	access := uintptr(Query | Read)
-	if write {
-		access |= Write
+	access := uintptr(query | read)
+	if toWrite {
+		access |= write
 	}
 	h, _, err := openFileMapping.Call(access, 0, uintptr(unsafe.Pointer(name16)))
 	if h == 0 {
@@ -70,11 +73,20 @@ func Open(name string, write bool) (windows.Handle, error) {
 	return windows.Handle(h), nil
 }
 
+// OpenAnonymous is Open for what CreateAnonymous has given the name. The error is
+// [fs.ErrInvalid] if it has given no such name.
+func OpenAnonymous(name string, toWrite bool) (windows.Handle, error) {
+	if !validName.MatchString(name) {
+		return 0, fmt.Errorf("%w: no name of a section", fs.ErrInvalid)
+	}
+	return Open(name, toWrite)
+}
+
 // Duplicate returns another handle on h, without write access if so asked.
 func Duplicate(h windows.Handle, readOnly bool) (dup windows.Handle, err error) {
 	access, options := uint32(0), uint32(windows.DUPLICATE_SAME_ACCESS)
 	if readOnly {
-		access, options = Query|Read, 0
+		access, options = query|read, 0
 	}
 	self := windows.CurrentProcess()
 	err = windows.DuplicateHandle(self, h, self, &dup, access, false, options)
@@ -105,7 +117,7 @@ func Size(h windows.Handle) (int64, error) {
 	return info.size, nil
 }
 
-// Name returns the name of a section that Create has made.
+// Name returns the name of a section, "" if it has none.
 func Name(h windows.Handle) (string, error) {
 	var info struct { // OBJECT_NAME_INFORMATION
 		name windows.NTUnicodeString
