@@ -457,14 +457,11 @@ func fromFD(fd uintptr) (*object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	}
-	access, err := accessMode(fd)
+	writable, err := writableFD(fd)
 	if err != nil {
 		return nil, err
 	}
-	if access == unix.O_WRONLY {
-		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
-	}
-	o := &object{fd: int(fd), writable: access == unix.O_RDWR, sealed: seals&fixedSize == fixedSize}
+	o := &object{fd: int(fd), writable: writable, sealed: seals&fixedSize == fixedSize}
 	if _, err := o.stat(); err != nil {
 		return nil, err
 	}
@@ -505,7 +502,7 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	if name != "" && !o.sealed {
 		if own, err := openObject(name, !readOnly); err == nil {
 			if own.same(o) {
-				return own.asFile(name), nil
+				return os.NewFile(uintptr(own.fd), name), nil
 			}
 			own.close()
 		}
@@ -522,9 +519,6 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
-
-// asFile makes a file of the object, whose handle is the file's from then on.
-func (o *object) asFile(name string) *os.File { return os.NewFile(uintptr(o.fd), name) }
 
 func (o *object) same(p *object) bool {
 	var st, other unix.Stat_t

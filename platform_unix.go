@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"syscall"
@@ -61,6 +62,16 @@ func duplicate(fd uintptr) (int, error) { return unix.FcntlInt(fd, unix.F_DUPFD_
 func accessMode(fd uintptr) (int, error) {
 	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
 	return flags & unix.O_ACCMODE, err
+}
+
+// writableFD reports whether fd is open for writing as well as for reading, which
+// it must be.
+func writableFD(fd uintptr) (bool, error) {
+	access, err := accessMode(fd)
+	if err == nil && access == unix.O_WRONLY {
+		err = fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
+	}
+	return access == unix.O_RDWR, err
 }
 
 // pollable reports whether reading from fd and writing to it never waits for

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/shmkit/shm/internal/blockname"
 	"github.com/shmkit/shm/internal/lockpage"
 	"github.com/shmkit/shm/internal/raw"
 	"github.com/shmkit/shm/internal/shmobject"
@@ -448,7 +449,7 @@ func openNameless() (fd int, err error) {
 			break
 		}
 		if errors.Is(unlinkErr, fs.ErrPermission) {
-			name = uniqueName()
+			name = blockname.Unique()
 		}
 	}
 	return fd, err
@@ -462,14 +463,11 @@ func fromFD(fd uintptr) (*object, error) {
 	if _, err := shmobject.Size(fd); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	}
-	access, err := accessMode(fd)
+	writable, err := writableFD(fd)
 	if err != nil {
 		return nil, err
 	}
-	if access == syscall.O_WRONLY {
-		return nil, fmt.Errorf("%w: file is open for writing only", fs.ErrPermission)
-	}
-	o := &object{writable: access == syscall.O_RDWR}
+	o := &object{writable: writable}
 	if o.fd, err = duplicate(fd); err != nil {
 		return nil, err
 	}
@@ -492,7 +490,8 @@ func (o *object) file(name string, readOnly bool) (*os.File, error) {
 		if own == nil {
 			return nil, fmt.Errorf("%w: a file to read only of a block without its name", errors.ErrUnsupported)
 		}
-		return own.asFile(name), nil
+		own.unmapHead()
+		return os.NewFile(uintptr(own.fd), name), nil
 	}
 	fd, err := duplicate(uintptr(o.fd))
 	if err != nil {
@@ -513,12 +512,6 @@ func (o *object) reopen(name string) *object {
 		return nil
 	}
 	return there
-}
-
-// asFile makes a file of the object, whose handle is the file's from then on.
-func (o *object) asFile(name string) *os.File {
-	o.unmapHead()
-	return os.NewFile(uintptr(o.fd), name)
 }
 
 // findName returns the name that leads to the object, "" if there is none, or if

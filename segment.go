@@ -91,7 +91,6 @@ package shm
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -104,6 +103,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/shmkit/shm/internal/blockname"
 	"github.com/shmkit/shm/internal/gate"
 	"github.com/shmkit/shm/internal/leaks"
 )
@@ -243,7 +243,7 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 	}
 	unique := name == ""
 	if unique {
-		name = uniqueName()
+		name = blockname.Unique()
 	}
 	if name, err = checkName(name); err != nil {
 		return nil, err
@@ -257,7 +257,7 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 	}
 	a, err := newBlock(name, size, c)
 	for unique && errors.Is(err, fs.ErrExist) {
-		a, err = newBlock(uniqueName(), size, c)
+		a, err = newBlock(blockname.Unique(), size, c)
 	}
 	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
 		err = fs.ErrExist // somebody was faster, and has the memory
@@ -875,12 +875,7 @@ var firstReap = sync.OnceFunc(func() { reapUntil(time.Now().Add(10 * time.Millis
 // checkName returns name as the platform functions take it.
 func checkName(name string) (string, error) {
 	name = strings.TrimPrefix(name, "/")
-	ok := name != "" && len(name) <= maxName && name[0] != '.'
-	for _, c := range []byte(name) {
-		ok = ok && ('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
-			c == '.' || c == '_' || c == '-')
-	}
-	if !ok {
+	if !blockname.Valid(name, maxName) {
 		return "", fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	return name, nil
@@ -895,11 +890,6 @@ func checkSize(size int64) error {
 		return fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
 	}
 	return nil
-}
-
-// uniqueName makes up a name that nobody else does: 80 random bits.
-func uniqueName() string {
-	return "shm-" + strings.ToLower(rand.Text()[:16])
 }
 
 var _ interface {

@@ -4,20 +4,19 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/blockname"
 )
 
 // Env is the environment variable with the address that Dial uses where it is
@@ -142,7 +141,7 @@ func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segmen
 		return nil, err
 	}
 	if name == "" {
-		name = "shm-" + strings.ToLower(rand.Text()[:16])
+		name = blockname.Unique()
 	}
 	name = clean(name)
 	seg, err := shm.Anonymous(size, append(slices.Clip(opts), shm.Label(name))...)
@@ -289,7 +288,7 @@ var errProtocol = errors.New("manager does not keep to the protocol")
 func (c *Client) do(req request, sent *os.File) (resp response, f *os.File, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if req.Op != opList && !validName(req.Name) {
+	if req.Op != opList && !blockname.Valid(req.Name, maxName) {
 		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	if c.gone == nil {

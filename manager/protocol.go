@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 
 	"github.com/shmkit/shm"
 )
@@ -133,9 +132,5 @@ func unmarshal(line []byte, v any) error {
 	return nil
 }
 
-// validName is what package shm takes for a name, without a leading slash.
-func validName(name string) bool {
-	return 0 < len(name) && len(name) <= 255 && name[0] != '.' && strings.Trim(name, nameBytes) == ""
-}
-
-const nameBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+// maxName is what package shm allows on Linux; a server has names of its own.
+const maxName = 255

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/shmkit/shm/internal/blockname"
 )
 
 // Peer is the process at the other end of a connection, as the kernel knows it.
@@ -289,7 +291,7 @@ func (s *server) answer(c *client, req request) (resp response, f *os.File, err 
 	if c.access < FullAccess && req.Op == opOpen && !restricts {
 		return resp, nil, fmt.Errorf("%w: memory cannot be handed out to read only", errors.ErrUnsupported)
 	}
-	if req.Op != opList && !validName(req.Name) {
+	if req.Op != opList && !blockname.Valid(req.Name, maxName) {
 		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	switch req.Op {
