@@ -23,18 +23,19 @@ const restricts = true
 // read only is a description of its own: there is no other way to have one that
 // cannot be written to. Those who may write share the server's. What they could
 // do to it, as to its offset, nobody who uses the memory looks at.
-func duplicate(fd uintptr, readOnly bool) (int, error) {
+func duplicate(fd uintptr, readOnly bool) (uintptr, error) {
 	if !readOnly {
-		return unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		n, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		return uintptr(n), err
 	}
 	n, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return n, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
+		return 0, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
 	case errors.Is(err, unix.EAGAIN): // a client has a lease on it: F_SETLEASE of fcntl(2)
-		return n, fmt.Errorf("%w: %w", shm.ErrBusy, err)
+		return 0, fmt.Errorf("%w: %w", shm.ErrBusy, err)
 	}
-	return n, err
+	return uintptr(n), err
 }
 
 // oobSize has room for one descriptor, or two where there is padding. The kernel

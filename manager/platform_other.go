@@ -17,11 +17,11 @@ const supported = false
 var errUnsupported = errors.ErrUnsupported
 
 func checkAddr(string) error                         { return errors.ErrUnsupported }
-func peerOf(*net.UnixConn) (Peer, error)             { return Peer{}, errors.ErrUnsupported }
-func share(*os.File, bool) (*os.File, error)         { return nil, errors.ErrUnsupported }
+func credentials(int) (Peer, error)                  { return Peer{}, errors.ErrUnsupported }
+func duplicate(uintptr, bool) (uintptr, error)       { return 0, errors.ErrUnsupported }
 func rights(*os.File) []byte                         { return nil }
 func received([]byte, int, string) (*os.File, error) { return nil, errors.ErrUnsupported }
-func sealedSize(*os.File) (int64, error)             { return 0, errors.ErrUnsupported }
+func memorySize(uintptr) (int64, error)              { return 0, errors.ErrUnsupported }
 func readMsg(*net.UnixConn, []byte, []byte) (n, oobn, flags int, err error) {
 	return 0, 0, 0, errors.ErrUnsupported
 }

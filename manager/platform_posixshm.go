@@ -29,7 +29,10 @@ const restricts = false
 
 // duplicate returns another descriptor of the memory that fd is open on, for what
 // that is open for: an object without a name cannot be opened anew.
-func duplicate(fd uintptr, _ bool) (int, error) { return unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }
+func duplicate(fd uintptr, _ bool) (uintptr, error) {
+	n, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	return uintptr(n), err
+}
 
 // oobSize has room for all that one message can bring (MCLBYTES: sockargs of
 // bsd/kern/uipc_syscalls.c), because the kernel does not close what has none.

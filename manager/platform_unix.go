@@ -3,9 +3,7 @@
 package manager
 
 import (
-	"errors"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -17,35 +15,6 @@ import (
 const supported = true
 
 var errUnsupported error // of the other systems
-
-// peerOf returns who connected.
-func peerOf(conn *net.UnixConn) (p Peer, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return p, err
-	}
-	controlErr := raw.Control(func(fd uintptr) { p, err = credentials(int(fd)) })
-	return p, errors.Join(controlErr, err)
-}
-
-// share returns a file of the memory that f is open on, to be sent to a client,
-// who gets to read only if restricts says that this is possible.
-func share(f *os.File, readOnly bool) (shared *os.File, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	controlErr := raw.Control(func(fd uintptr) {
-		var n int
-		if n, err = duplicate(fd, readOnly); err == nil {
-			shared = os.NewFile(uintptr(n), "")
-		}
-	})
-	if controlErr != nil {
-		return nil, fs.ErrClosed
-	}
-	return shared, err
-}
 
 // rights returns the message that f travels in: SCM_RIGHTS of unix(7).
 func rights(f *os.File) []byte { return unix.UnixRights(int(f.Fd())) }
@@ -68,17 +37,6 @@ func received(oob []byte, flags int, name string) (f *os.File, err error) {
 		err = unix.EMFILE
 	}
 	return f, err
-}
-
-// sealedSize returns how many bytes of memory f is, if their number cannot
-// change. It does nothing to f, which can be anything, that could wait.
-func sealedSize(f *os.File) (size int64, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	controlErr := raw.Control(func(fd uintptr) { size, err = memorySize(fd) })
-	return size, errors.Join(controlErr, err)
 }
 
 // lockDir keeps other servers from the directory that addr is in, so that of

@@ -23,7 +23,7 @@ const supported = true
 var errUnsupported error // of the other systems
 
 const (
-	restricts                = true // share can do with a handle to read only
+	restricts                = true // duplicate can make a handle to read only
 	refusedFor time.Duration = 0    // see platform_darwin.go
 )
 
@@ -173,43 +173,21 @@ func (c *conn) take(name string) (*os.File, error) {
 
 // sectionOf returns the name of the section that f is open on, "" if f is nil.
 func sectionOf(f *os.File) (name string) {
-	control(f, func(h windows.Handle) (err error) {
-		name, err = section.Name(h)
+	control(f, func(h uintptr) (err error) {
+		name, err = section.Name(windows.Handle(h))
 		return err
 	})
 	return name
 }
 
-// share returns a file for a response; the client opens the section itself.
-func share(f *os.File, readOnly bool) (shared *os.File, err error) {
-	err = control(f, func(h windows.Handle) error {
-		own, err := section.Duplicate(h, readOnly)
-		if err == nil {
-			shared = os.NewFile(uintptr(own), "")
-		}
-		return err
-	})
-	return shared, err
+// duplicate returns another handle; the client opens the section itself.
+func duplicate(h uintptr, readOnly bool) (uintptr, error) {
+	own, err := section.Duplicate(windows.Handle(h), readOnly)
+	return uintptr(own), err
 }
 
-// sealedSize returns how many bytes of memory f is.
-func sealedSize(f *os.File) (size int64, err error) {
-	err = control(f, func(h windows.Handle) (err error) {
-		size, err = section.Size(h)
-		return err
-	})
-	return size, err
-}
-
-// control calls do with the handle of f, which stays open meanwhile.
-func control(f *os.File, do func(windows.Handle) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	controlErr := raw.Control(func(fd uintptr) { err = do(windows.Handle(fd)) })
-	return errors.Join(controlErr, err)
-}
+// memorySize is sealedSize for a handle.
+func memorySize(h uintptr) (int64, error) { return section.Size(windows.Handle(h)) }
 
 // totalMemory returns how many bytes of memory the machine has.
 func totalMemory() int64 {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/shmkit/shm/internal/blockname"
@@ -338,6 +339,41 @@ func checkMemory(f *os.File, capacity int64) error {
 		return fmt.Errorf("%w: %d bytes for a Cap of %d", fs.ErrInvalid, size, capacity)
 	}
 	return nil
+}
+
+// sealedSize returns how many bytes of memory f is, if their number cannot
+// change. It does nothing to f, which can be anything, that could wait.
+func sealedSize(f *os.File) (size int64, err error) {
+	err = control(f, func(fd uintptr) (err error) {
+		size, err = memorySize(fd)
+		return err
+	})
+	return size, err
+}
+
+// share returns a file of the memory that f is open on, to be sent to a client,
+// who gets to read only if restricts says that this is possible.
+func share(f *os.File, readOnly bool) (shared *os.File, err error) {
+	err = control(f, func(fd uintptr) error {
+		own, err := duplicate(fd, readOnly)
+		if err == nil {
+			shared = os.NewFile(own, "")
+		}
+		return err
+	})
+	return shared, err
+}
+
+// control calls do with the descriptor of f, which stays open meanwhile.
+func control(f syscall.Conn, do func(fd uintptr) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if controlErr := raw.Control(func(fd uintptr) { err = do(fd) }); controlErr != nil {
+		return fs.ErrClosed
+	}
+	return err
 }
 
 // add gives b a place, if there is one.

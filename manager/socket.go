@@ -56,7 +56,14 @@ func accepted(c net.Conn) (*conn, error) {
 	return &conn{UnixConn: socket}, socket.SetWriteBuffer(sendBuffer)
 }
 
-func (c *conn) peer() (Peer, error) { return peerOf(c.UnixConn) }
+// peer returns who connected.
+func (c *conn) peer() (p Peer, err error) {
+	err = control(c.UnixConn, func(fd uintptr) (err error) {
+		p, err = credentials(int(fd))
+		return err
+	})
+	return p, err
+}
 
 func sameUser(p Peer) Access {
 	if p.UID == os.Geteuid() || p.UID == 0 {
