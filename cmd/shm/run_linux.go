@@ -6,9 +6,6 @@ import (
 	"syscall"
 )
 
-// killedStatus is what package os says of a process that Kill has ended.
-const killedStatus = "signal: killed"
-
 // dieWithUs has the system kill the command when this process ends, in whatever
 // way. The system looks at the thread that starts it, so that one must not end
 // before: PR_SET_PDEATHSIG of prctl(2).

@@ -4,7 +4,4 @@ package main
 
 import "os/exec"
 
-// killedStatus is what package os says of a process that Kill has ended.
-const killedStatus = "signal: killed"
-
 func dieWithUs(*exec.Cmd) (survive func()) { return func() {} }
