@@ -23,37 +23,6 @@ import (
 	"github.com/shmkit/shm/internal/proctest"
 )
 
-func anonymous(t testing.TB, size int64, opts ...shm.Option) *shm.Segment {
-	t.Helper()
-	seg, err := shm.Anonymous(size, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { seg.Close() })
-	return seg
-}
-
-// file returns a file of the Segment, which is closed at the end of the test.
-func file(t testing.TB, seg *shm.Segment) *os.File {
-	t.Helper()
-	f, err := seg.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
-func take(t testing.TB, f *os.File, opts ...shm.Option) *shm.Segment {
-	t.Helper()
-	seg, err := shm.FromFile(f, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { seg.Close() })
-	return seg
-}
-
 // newHeir starts an agent, of another user if so asked, that has the file.
 func newHeir(t *testing.T, f *os.File, other bool) agent {
 	t.Helper()

@@ -35,33 +35,9 @@ func mustBeNoSection(t testing.TB, name string) {
 	}
 }
 
-func fromFile(t testing.TB, f *os.File, opts ...shm.Option) *shm.Segment {
-	t.Helper()
-	seg, err := shm.FromFile(f, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { seg.Close() })
-	return seg
-}
-
-func fileOf(t testing.TB, seg *shm.Segment) *os.File {
-	t.Helper()
-	f, err := seg.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
 func TestAnonymousSection(t *testing.T) {
 	for _, opts := range [][]shm.Option{nil, {shm.Sparse()}, {shm.Prefault()}} {
-		seg, err := shm.Anonymous(10001, opts...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer seg.Close()
+		seg := anonymous(t, 10001, opts...)
 		if seg.Name() != "" || seg.Cap() != 10001 || seg.Size() != 10001 || seg.Refs() != 1 || seg.Bytes()[10000] != 0 {
 			t.Errorf("created %q, %d of %d bytes, %d references", seg.Name(), seg.Size(), seg.Cap(), seg.Refs())
 		}
@@ -69,7 +45,7 @@ func TestAnonymousSection(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		peer := fromFile(t, f)
+		peer := take(t, f)
 		seg.WriteAt([]byte("shared"), 10)
 		if got := string(peer.Bytes()[10:16]); got != "shared" || seg.Refs() != 2 {
 			t.Errorf("holds %q, %d references", got, seg.Refs())
@@ -77,14 +53,14 @@ func TestAnonymousSection(t *testing.T) {
 		mustFail(t, seg.Unlink(), "", fs.ErrNotExist)
 
 		// To read only, by the kernel's word.
-		reader := fromFile(t, f, shm.ReadOnly())
+		reader := take(t, f, shm.ReadOnly())
 		readFile, err := reader.File()
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, err = shm.FromFile(readFile)
 		mustFail(t, err, "", fs.ErrPermission)
-		uncounted := fromFile(t, readFile, shm.ReadOnly())
+		uncounted := take(t, readFile, shm.ReadOnly())
 		if _, err := uncounted.Write([]byte("x")); !errors.Is(err, shm.ErrReadOnly) || seg.Refs() != 3 {
 			t.Errorf("written: %v, %d references", err, seg.Refs())
 		}
@@ -94,7 +70,7 @@ func TestAnonymousSection(t *testing.T) {
 			t.Errorf("list: %+v, %v", list, err)
 		}
 		errs := errors.Join(seg.Close(), peer.Close(), reader.Close(), uncounted.Close(), readFile.Close())
-		again := fromFile(t, f)
+		again := take(t, f)
 		if got := string(again.Bytes()[10:16]); got != "shared" {
 			t.Errorf("the file keeps %q", got)
 		}
@@ -141,17 +117,13 @@ var heir = proctest.Register("heir", func(p *proctest.Parent) error {
 })
 
 func TestSectionToChild(t *testing.T) {
-	anonymous, err := shm.Anonymous(100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	testSectionToChild(t, anonymous, "inherited")
+	testSectionToChild(t, anonymous(t, 100), "inherited")
 	named := block(t, 100)
 	testSectionToChild(t, named, named.Name())
 }
 
 func testSectionToChild(t *testing.T, seg *shm.Segment, name string) {
-	f := fileOf(t, seg)
+	f := file(t, seg)
 	for _, killed := range []bool{false, true} {
 		h := windows.Handle(f.Fd())
 		if err := windows.SetHandleInformation(h, windows.HANDLE_FLAG_INHERIT, windows.HANDLE_FLAG_INHERIT); err != nil {
@@ -224,7 +196,7 @@ func TestFromHandleHostile(t *testing.T) {
 			}
 		})
 	}
-	raw := fromFile(t, file(windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE, 0, 8192, nil)), shm.Headerless())
+	raw := take(t, file(windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE, 0, 8192, nil)), shm.Headerless())
 	if raw.Size() != 8192 {
 		t.Errorf("%d bytes", raw.Size())
 	}
@@ -234,20 +206,20 @@ func TestFromHandleHostile(t *testing.T) {
 func TestFromNamedSection(t *testing.T) {
 	seg := block(t, 100)
 	name := seg.Name()
-	f := fileOf(t, seg)
-	peer := fromFile(t, f)
-	reader := fromFile(t, f, shm.ReadOnly())
+	f := file(t, seg)
+	peer := take(t, f)
+	reader := take(t, f, shm.ReadOnly())
 	if peer.Name() != name || reader.Name() != name || seg.Refs() != 3 {
 		t.Errorf("called %q, %q, %d references", peer.Name(), reader.Name(), seg.Refs())
 	}
 	opened := attach(t, name) // its handle is not the creator's
-	if err := errors.Join(fromFile(t, fileOf(t, opened)).Close(), opened.Close()); err != nil {
+	if err := errors.Join(take(t, file(t, opened)).Close(), opened.Close()); err != nil {
 		t.Error(err)
 	}
-	toRead := fileOf(t, reader)
+	toRead := file(t, reader)
 	_, err := shm.FromFile(toRead)
 	mustFail(t, err, name, fs.ErrPermission)
-	uncounted := fromFile(t, toRead, shm.ReadOnly())
+	uncounted := take(t, toRead, shm.ReadOnly())
 	if err := errors.Join(seg.Close(), peer.Close(), reader.Close()); err != nil {
 		t.Error(err)
 	}
@@ -261,7 +233,7 @@ func TestFromNamedSection(t *testing.T) {
 
 	// Without a name, but in use; and another block has the name.
 	seg = block(t, 100)
-	f = fileOf(t, seg)
+	f = file(t, seg)
 	if err := seg.Unlink(); err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +242,7 @@ func TestFromNamedSection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	peer = fromFile(t, f)
+	peer = take(t, f)
 	seg.WriteAt([]byte("first"), 0)
 	if got := string(peer.Bytes()[:5]); got != "first" {
 		t.Errorf("holds %q", got)
@@ -286,10 +258,10 @@ func TestFromNamedSection(t *testing.T) {
 
 func TestFromNamedSectionHeaderless(t *testing.T) {
 	seg := block(t, 100, shm.Headerless())
-	f := fileOf(t, seg)
+	f := file(t, seg)
 	_, err := shm.FromFile(f)
 	mustFail(t, err, seg.Name(), shm.ErrNotSegment)
-	peer := fromFile(t, f, shm.Headerless())
+	peer := take(t, f, shm.Headerless())
 	if seg.WriteAt([]byte("raw"), 0); string(peer.Bytes()[:3]) != "raw" || peer.Name() != seg.Name() {
 		t.Errorf("%q holds %q", peer.Name(), peer.Bytes()[:3])
 	}

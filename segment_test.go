@@ -28,6 +28,37 @@ func attach(t testing.TB, name string, opts ...shm.Option) *shm.Segment {
 	return seg
 }
 
+func anonymous(t testing.TB, size int64, opts ...shm.Option) *shm.Segment {
+	t.Helper()
+	seg, err := shm.Anonymous(size, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { seg.Close() })
+	return seg
+}
+
+// file returns a file of the Segment, which is closed at the end of the test.
+func file(t testing.TB, seg *shm.Segment) *os.File {
+	t.Helper()
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func take(t testing.TB, f *os.File, opts ...shm.Option) *shm.Segment {
+	t.Helper()
+	seg, err := shm.FromFile(f, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { seg.Close() })
+	return seg
+}
+
 // unique returns a name that no block has.
 func unique(t testing.TB) string {
 	t.Helper()

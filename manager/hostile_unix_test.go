@@ -69,7 +69,12 @@ func TestHostileDeaf(t *testing.T) {
 // memory returns what a client sends to create a block.
 func memory(t testing.TB, size int64, opts ...shm.Option) *os.File {
 	t.Helper()
-	seg := must(t)(shm.Anonymous(size, opts...))
+	return file(t, must(t)(shm.Anonymous(size, opts...)))
+}
+
+// file returns a file of the Segment; the test closes it.
+func file(t testing.TB, seg *shm.Segment) *os.File {
+	t.Helper()
 	f, err := seg.File()
 	if err != nil {
 		t.Fatal(err)
@@ -170,11 +175,7 @@ func TestHostileMemory(t *testing.T) {
 	addr, _ := serve(t)
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 4096))
-	f, err := seg.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := file(t, seg)
 	must(t)(c.Open("block")).Close()
 	spoil(t, f)
 	mustFail(t, second(c.Open("block")), "block", shm.ErrNotSegment)

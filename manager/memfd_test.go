@@ -3,7 +3,6 @@
 package manager_test
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -20,21 +19,12 @@ import (
 // An address need not be in the file system.
 func TestAddressWithoutFile(t *testing.T) {
 	addr := "@shm-test-" + rand.Text()
-	l, err := manager.Listen(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	stop := serveAt(t, addr)
 	if _, err := manager.Listen(addr); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("second listener: %v", err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- manager.Serve(ctx, l) }()
 	atWork(t, dial(t, addr))
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	mustFail(t, second(manager.Dial(t.Context(), addr)), addr, manager.ErrGone)
 }
 
@@ -62,11 +52,7 @@ func TestHostileLocks(t *testing.T) {
 	addr, _ := serve(t)
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 4096))
-	f, err := seg.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := file(t, seg)
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		t.Fatal(err)
 	}
@@ -82,11 +68,7 @@ func TestHostileLease(t *testing.T) {
 	addr, _ := serve(t)
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 4096))
-	f, err := seg.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := file(t, seg)
 	own, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)

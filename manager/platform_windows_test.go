@@ -1,7 +1,6 @@
 package manager_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -72,29 +71,6 @@ func TestListenPipe(t *testing.T) {
 			t.Errorf("listening at %s: %v", addr, err)
 		}
 		mustFail(t, second(manager.Dial(t.Context(), addr)), addr, fs.ErrInvalid)
-	}
-}
-
-// A server takes no connections but those of Listen, of which it knows the peer.
-func TestServeOverTCP(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- manager.Serve(ctx, l) }()
-	conn, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if answer, _ := io.ReadAll(conn); !strings.Contains(string(answer), "not a pipe") {
-		t.Errorf("answer %q", answer)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"net"
@@ -566,6 +567,17 @@ func silent(t *testing.T, words string) (addr string) {
 	return addr
 }
 
+// mustEndPending checks that end ends a request that the server does not answer,
+// and the client.
+func mustEndPending(t *testing.T, c *manager.Client, end func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() { done <- second(c.Open("block")) }()
+	end()
+	mustFail(t, <-done, "block", fs.ErrClosed)
+	mustFail(t, second(c.Open("block")), "block", fs.ErrClosed)
+}
+
 // A request that the server does not answer ends with the client, or with the
 // context.
 func TestServerSilent(t *testing.T) {
@@ -576,15 +588,11 @@ func TestServerSilent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		done := make(chan error)
-		go func() { done <- second(c.Open("block")) }()
 		if byContext {
-			cancel()
+			mustEndPending(t, c, cancel)
 		} else {
-			c.Close()
+			mustEndPending(t, c, func() { c.Close() })
 		}
-		mustFail(t, <-done, "block", fs.ErrClosed)
-		mustFail(t, second(c.Open("block")), "block", fs.ErrClosed)
 	}
 	manager.SetStall(t, 10*time.Millisecond)
 	addr := silent(t, "")
@@ -595,4 +603,36 @@ func TestServerSilent(t *testing.T) {
 	go func() { done <- second(manager.Dial(ctx, addr)) }()
 	cancel()
 	mustFail(t, <-done, addr, context.Canceled)
+}
+
+// A server takes no connections but those of which it knows the peer.
+func TestServeOverTCP(t *testing.T) {
+	listen(t, address(t)).Close() // where it can
+	want := "not a Unix socket"
+	if runtime.GOOS == "windows" {
+		want = "not a pipe"
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- manager.Serve(ctx, l) }()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if answer, _ := io.ReadAll(conn); !strings.Contains(string(answer), want) {
+		t.Errorf("over TCP: %q", answer)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	if err := manager.Serve(t.Context(), l); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("on a closed listener: %v", err)
+	}
 }

@@ -5,9 +5,7 @@ package manager_test
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -99,29 +97,6 @@ func TestListenElsewhere(t *testing.T) {
 	}
 	if _, err := manager.Listen(filepath.Join(dir, "no", "directory")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a directory: %v", err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- manager.Serve(ctx, l) }()
-	conn, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if answer, _ := io.ReadAll(conn); !strings.Contains(string(answer), "not a Unix socket") {
-		t.Errorf("over TCP: %q", answer)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	l.Close()
-	if err := manager.Serve(t.Context(), l); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("on a closed listener: %v", err)
 	}
 }
 
@@ -236,15 +211,11 @@ func TestServerStopped(t *testing.T) {
 		if _, err := syscall.Wait4(srv.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
 			t.Fatalf("not stopped: %#x, %v", status, err)
 		}
-		done := make(chan error)
-		go func() { done <- second(c.Open("block")) }()
 		if byContext {
-			cancel()
+			mustEndPending(t, c, cancel)
 		} else {
-			c.Close()
+			mustEndPending(t, c, func() { c.Close() })
 		}
-		mustFail(t, <-done, "block", fs.ErrClosed)
-		mustFail(t, second(c.Open("block")), "block", fs.ErrClosed)
 		write(t, seg, "usable")
 		if byContext {
 			manager.SetStall(t, 10*time.Millisecond)
