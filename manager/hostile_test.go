@@ -174,34 +174,41 @@ func TestHostileServer(t *testing.T) {
 		"half an answer": {hello, `{"name":`},
 	} {
 		t.Run(what, func(t *testing.T) {
-			addr := address(t)
-			l := listen(t, addr)
-			defer l.Close()
-			var serving sync.WaitGroup
-			defer serving.Wait()
-			serving.Go(func() {
-				conn, err := l.Accept()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer conn.Close()
-				for i, a := range answers {
-					if i > 0 {
-						conn.Read(make([]byte, 1000))
-					}
-					conn.Write([]byte(a))
-				}
-			})
-			c, err := manager.Dial(t.Context(), addr)
-			if err == nil {
-				defer c.Close()
-				_, err = c.Open("block")
-			}
-			if err == nil {
-				t.Fatal("attached")
-			}
-			t.Log(err)
+			mustNotAttach(t, len(answers), func(conn net.Conn, i int) { conn.Write([]byte(answers[i])) })
 		})
 	}
+}
+
+// mustNotAttach checks that a client gets an error from what is no server: it says
+// n things, the second and all that follow as answers.
+func mustNotAttach(t *testing.T, n int, say func(conn net.Conn, i int)) {
+	t.Helper()
+	addr := address(t)
+	l := listen(t, addr)
+	defer l.Close()
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	serving.Go(func() {
+		conn, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		for i := range n {
+			if i > 0 {
+				conn.Read(make([]byte, 1000))
+			}
+			say(conn, i)
+		}
+	})
+	c, err := manager.Dial(t.Context(), addr)
+	if err == nil {
+		defer c.Close()
+		_, err = c.Open("block")
+	}
+	if err == nil {
+		t.Fatal("attached")
+	}
+	t.Log(err)
 }

@@ -211,42 +211,9 @@ func TestHostileServerFiles(t *testing.T) {
 		"half an answer":  {{text: hello}, {text: `{"name":`, fds: fds[:1]}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			addr := address(t)
-			l, err := net.Listen("unix", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer l.Close()
-			done := make(chan bool)
-			go func() {
-				defer close(done)
-				conn, err := l.Accept()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer conn.Close()
-				for i, a := range answers {
-					if i > 0 {
-						conn.Read(make([]byte, 1000))
-					}
-					conn.(*net.UnixConn).WriteMsgUnix([]byte(a.text), syscall.UnixRights(a.fds...), nil)
-				}
-			}()
-			c, err := manager.Dial(t.Context(), addr)
-			if err == nil {
-				seg, openErr := c.Open("block")
-				if err = openErr; err == nil {
-					seg.Close()
-				}
-				c.Close()
-			}
-			if err == nil {
-				t.Error("attached")
-			} else {
-				t.Log(err)
-			}
-			<-done
+			mustNotAttach(t, len(answers), func(conn net.Conn, i int) {
+				conn.(*net.UnixConn).WriteMsgUnix([]byte(answers[i].text), syscall.UnixRights(answers[i].fds...), nil)
+			})
 		})
 	}
 	eventually(t, "all descriptors are closed", func() bool { return ownDescriptors(t) <= before })
