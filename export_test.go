@@ -40,6 +40,18 @@ func SetPatience(t testing.TB, d time.Duration) {
 	t.Cleanup(func() { patience = old })
 }
 
+// Patience is SetPatience for the rest of the process: that of a child.
+func Patience(d time.Duration) { patience = d }
+
+// WaitMutex takes the mutex lane through seg as HoldMutex does, and calls tried
+// before each try.
+func WaitMutex(seg *Segment, tried func()) error {
+	return patiently(func() error {
+		tried()
+		return soon(seg.h.obj.lock(laneMutex, alone))
+	})
+}
+
 // HoldMutex takes the mutex lane through seg, as a call of it in progress would,
 // until the function returned is called.
 func HoldMutex(t testing.TB, seg *Segment) (release func()) {

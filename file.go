@@ -44,7 +44,7 @@ func anonymous(size int64, opts []Option) (*attachment, error) {
 		return nil, err
 	}
 	c.optionSet |= optAnonymous
-	return prepare(c.label, size, c)
+	return prepare(newAttempt(), c.label, size, c)
 }
 
 // File returns a file open on the block, for another process to attach to it

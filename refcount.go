@@ -1,13 +1,14 @@
 package shm
 
 import (
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io/fs"
 	"math"
+	"math/rand/v2"
 	"os"
 	"sync/atomic"
 	"time"
@@ -107,7 +108,7 @@ func newLayout(capacity int64, flags uint32) layout {
 		creator:    os.Getpid(),
 		created:    time.Unix(0, time.Now().UnixNano()), // as it will be read
 	}
-	rand.Read(l.id[:])
+	crand.Read(l.id[:])
 	return l
 }
 
@@ -465,23 +466,44 @@ func reap(name string) (bool, error) {
 	return err == nil, err
 }
 
-// patience bounds every wait for a peer. The lanes are held for microseconds,
-// so whoever keeps one for longer has been stopped, or means harm.
+// patience bounds the pauses of one call that waits for other processes. They
+// hold the mutex for microseconds, so a process that keeps it for longer has been
+// stopped, or is hostile.
 var patience = 2 * time.Second // a variable for tests alone
 
-// patiently calls f until it returns an error that is not again, or none, and
-// for at most about patience. It then returns what the last again was for.
-func patiently(f func() error) error {
-	const first, most = 20 * time.Microsecond, 5 * time.Millisecond
-	for pause, end := first, time.Now().Add(patience); ; pause = min(2*pause, most) {
+// attempt is the state of one call that may have to wait, shared by all loops in
+// which it does.
+type attempt struct {
+	left time.Duration // what its pauses may still come to
+}
+
+func newAttempt() *attempt { return &attempt{left: patience} }
+
+// retry calls f until it returns an error that is not again, or nil, or the
+// attempt has no patience left. It then returns what the last again was for.
+//
+// The pauses are added up and the clock is not asked: while this process, its
+// container or the machine is frozen, or too busy to run the process that holds
+// the mutex, time passes in which nothing could change. The less patience is
+// left, the shorter the pauses, so that a process that has waited for long comes
+// before those that begin to wait.
+func (t *attempt) retry(f func() error) error {
+	const first, most, steps = 20 * time.Microsecond, 5 * time.Millisecond, 400
+	for pause := first; ; pause = min(2*pause, most, max(t.left/steps, first)) {
 		err := f()
 		var transient again
 		if !errors.As(err, &transient) {
 			return err
 		}
-		if time.Now().After(end) {
+		if t.left <= 0 {
 			return transient.error
 		}
-		time.Sleep(pause)
+		// Processes that begin to wait together do not go on together.
+		jittered := pause/2 + rand.N(pause)
+		t.left -= jittered
+		time.Sleep(jittered)
 	}
 }
+
+// patiently is retry for a call that waits in one loop only.
+func patiently(f func() error) error { return newAttempt().retry(f) }

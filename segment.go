@@ -166,7 +166,7 @@ type attachment struct {
 //
 // Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
 func Create(name string, size int64, opts ...Option) (*Segment, error) {
-	a, err := create(name, size, opts)
+	a, err := create(newAttempt(), name, size, opts)
 	if err != nil {
 		return nil, pathError("create", name, err)
 	}
@@ -185,7 +185,7 @@ func Create(name string, size int64, opts ...Option) (*Segment, error) {
 //
 // Options: [ReadOnly], [Headerless], [Prefault].
 func Open(name string, opts ...Option) (*Segment, error) {
-	a, err := open(name, opts)
+	a, err := open(newAttempt(), name, opts)
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
@@ -220,13 +220,14 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 			openOpts = append(openOpts, setting{option: o})
 		}
 	}
-	err = patiently(func() error {
+	t := newAttempt()
+	err = t.retry(func() error {
 		if name != "" {
-			if a, err = open(name, openOpts); !errors.Is(err, fs.ErrNotExist) {
+			if a, err = open(t, name, openOpts); !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
-		a, err = create(name, size, opts)
+		a, err = create(t, name, size, opts)
 		if name != "" && (errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace)) {
 			return again{err} // created by another process in the meantime, or about to be
 		}
@@ -236,7 +237,7 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 	return a, created, err
 }
 
-func create(name string, size int64, opts []Option) (*attachment, error) {
+func create(t *attempt, name string, size int64, opts []Option) (*attachment, error) {
 	c, err := newConfig(opts, createOptions)
 	if err != nil {
 		return nil, err
@@ -255,9 +256,9 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 	if !unique && taken(name) { // no memory need be found for nothing
 		return nil, fs.ErrExist
 	}
-	a, err := newBlock(name, size, c)
+	a, err := newBlock(t, name, size, c)
 	for unique && errors.Is(err, fs.ErrExist) {
-		a, err = newBlock(blockname.Unique(), size, c)
+		a, err = newBlock(t, blockname.Unique(), size, c)
 	}
 	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
 		err = fs.ErrExist // somebody was faster, and has the memory
@@ -266,17 +267,17 @@ func create(name string, size int64, opts []Option) (*attachment, error) {
 }
 
 // newBlock makes a block called name.
-func newBlock(name string, size int64, c config) (*attachment, error) {
-	a, err := prepare(name, size, c)
+func newBlock(t *attempt, name string, size int64, c config) (*attachment, error) {
+	a, err := prepare(t, name, size, c)
 	if errors.Is(err, ErrNoSpace) {
 		if names, _ := Reap(); len(names) > 0 {
-			a, err = prepare(name, size, c)
+			a, err = prepare(t, name, size, c)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := claim(name, func() error { return a.obj.publish(name) }); err != nil {
+	if err := claim(t, name, func() error { return a.obj.publish(name) }); err != nil {
 		a.discard()
 		return nil, err
 	}
@@ -285,8 +286,8 @@ func newBlock(name string, size int64, c config) (*attachment, error) {
 
 // claim calls f, which takes the name or finds that it is taken, until a dead
 // block has made it free.
-func claim(name string, f func() error) error {
-	return patiently(func() error {
+func claim(t *attempt, name string, f func() error) error {
+	return t.retry(func() error {
 		err := f()
 		if !errors.Is(err, fs.ErrExist) {
 			return err
@@ -301,7 +302,7 @@ func claim(name string, f func() error) error {
 
 // prepare makes a block that only publish is missing to. Where objects are
 // bornNamed that is what takes the name, and publish has little left to do.
-func prepare(name string, size int64, c config) (*attachment, error) {
+func prepare(t *attempt, name string, size int64, c config) (*attachment, error) {
 	a := &attachment{name: name, raw: c.has(optHeaderless)}
 	if !a.raw {
 		a.layout = newLayout(size, c.flags())
@@ -311,7 +312,7 @@ func prepare(name string, size int64, c config) (*attachment, error) {
 	if c.has(optAnonymous) {
 		a.obj, err = createAnonymous(int64(length), c.has(optSparse))
 	} else {
-		err = claim(name, func() (err error) {
+		err = claim(t, name, func() (err error) {
 			a.obj, err = createObject(name, int64(length), c)
 			return err
 		})
@@ -341,7 +342,7 @@ func taken(name string) bool {
 	return !reaped && (err == nil || errors.Is(err, fs.ErrPermission))
 }
 
-func open(name string, opts []Option) (a *attachment, err error) {
+func open(t *attempt, name string, opts []Option) (a *attachment, err error) {
 	c, err := newConfig(opts, openOptions)
 	if err != nil {
 		return nil, err
@@ -349,7 +350,7 @@ func open(name string, opts []Option) (a *attachment, err error) {
 	if name, err = checkName(name); err != nil {
 		return nil, err
 	}
-	err = patiently(func() (err error) {
+	err = t.retry(func() (err error) {
 		a, err = openOnce(name, c)
 		return err
 	})
