@@ -36,7 +36,7 @@ var headerLength = os.Getpagesize()
 type object struct {
 	fd       int
 	writable bool
-	dev, ino uint64 // from the first stat, which comes before anything else
+	dev, ino uint64 // set by the first stat, before another goroutine can have the object
 	sealed   bool   // nobody can change its size; known of what is anonymous or came by a file
 }
 
@@ -412,6 +412,9 @@ func (o *object) prepareAnonymous(size int64, sparse bool) error {
 		setSize = o.truncate
 	}
 	if err := setSize(size); err != nil {
+		return err
+	}
+	if _, err := o.stat(); err != nil {
 		return err
 	}
 	_, err := unix.FcntlInt(uintptr(o.fd), unix.F_ADD_SEALS, fixedSize|unix.F_SEAL_SEAL)
