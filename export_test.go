@@ -61,3 +61,7 @@ func HoldMutex(t testing.TB, seg *Segment) (release func()) {
 	}
 	return seg.h.unlockMutex
 }
+
+// Revocable returns how much address space Close keeps from use for slices from
+// Bytes, and as much again for short copies in progress.
+func Revocable() int64 { return revocable() }

@@ -620,8 +620,14 @@ func TestClosedAddressSpace(t *testing.T) {
 	limit(t, syscall.RLIMIT_AS, uint64(pages)*4096+large+large/2)
 	debug.SetGCPercent(-1)
 	for range 10 {
-		if err := tryCreate("", large, shm.Sparse()); err != nil {
+		seg, err := shm.Create("", large, shm.Sparse())
+		if err != nil {
 			t.Fatal(err)
+		}
+		b := seg.Bytes()
+		seg.Close()
+		if inUse(t, b) {
+			t.Fatal("Close keeps addresses where there are few")
 		}
 	}
 }

@@ -1,10 +1,14 @@
 package shm_test
 
 import (
+	"runtime"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/proctest"
 )
 
 // TestAnonymousConcurrent uses new anonymous blocks from several goroutines at
@@ -31,6 +35,140 @@ func TestAnonymousConcurrent(t *testing.T) {
 			}
 			close(begin)
 			all.Wait()
+		}
+	}
+}
+
+// bytesKeeper closes Segments, makes new blocks of the same size, and stores to
+// the slices that Bytes of the old ones returned.
+var bytesKeeper = proctest.Register("bytes keeper", func(p *proctest.Parent) error {
+	const size, n = 1 << 20, 5
+	var segs []*shm.Segment
+	var slices [][]byte
+	for range n {
+		seg, err := bytesKinds[p.Args[0]](size)
+		if err != nil {
+			return err
+		}
+		segs, slices = append(segs, seg), append(slices, seg.Bytes())
+	}
+	for _, seg := range segs {
+		if p.Args[1] == "read" || p.Args[1] == "dropped" {
+			seg.ReadAt(make([]byte, 1), 0)
+		}
+		if err := seg.Close(); err != nil {
+			return err
+		}
+	}
+	if p.Args[1] == "dropped" {
+		clear(segs)
+		for range 3 {
+			runtime.GC()
+		}
+	}
+	var names []string
+	for range 2 * n {
+		seg, err := shm.Create("", size)
+		if err != nil {
+			return err
+		}
+		defer seg.Close()
+		names = append(names, seg.Name())
+	}
+	p.Say("%s", strings.Join(names, " "))
+	p.Hear()
+	if p.Args[1] == "unguarded" {
+		slices[0][0] = 1
+		return nil
+	}
+	faults := 0
+	for _, b := range slices {
+		for _, i := range []int{0, size / 2, size - 1} {
+			if faulty(func() { b[i] = 1 }) {
+				faults++
+			}
+		}
+	}
+	runtime.KeepAlive(segs)
+	p.Say("%d faults", faults)
+	p.Hear()
+	return nil
+})
+
+// bytesKinds makes one Segment of each kind.
+var bytesKinds = map[string]func(size int64) (*shm.Segment, error){
+	"Create":    func(size int64) (*shm.Segment, error) { return shm.Create("", size) },
+	"Anonymous": func(size int64) (*shm.Segment, error) { return shm.Anonymous(size) },
+	"Headerless": func(size int64) (*shm.Segment, error) {
+		seg, err := shm.Create("", size, shm.Headerless())
+		if err == nil {
+			seg.Unlink()
+		}
+		return seg, err
+	},
+	"FromFile": func(size int64) (*shm.Segment, error) {
+		seg, err := shm.Create("", size)
+		if err != nil {
+			return nil, err
+		}
+		defer seg.Close()
+		f, err := seg.File()
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return shm.FromFile(f)
+	},
+	"ReadOnly": func(size int64) (*shm.Segment, error) {
+		seg, err := shm.Create("", size)
+		if err != nil {
+			return nil, err
+		}
+		defer seg.Close()
+		return shm.Open(seg.Name(), shm.ReadOnly())
+	},
+}
+
+// faulty reports whether f ends by a memory fault.
+func faulty(f func()) (fault bool) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() { fault = recover() != nil }()
+	f()
+	return false
+}
+
+// TestBytesAfterClose stores to slices from Bytes after Close, in a process of
+// its own: no other block that the process attaches to may get the bytes.
+func TestBytesAfterClose(t *testing.T) {
+	if shm.Revocable() == 0 {
+		t.Skip("Close keeps no addresses on this system")
+	}
+	for kind := range bytesKinds {
+		for _, use := range []string{"nothing", "read", "dropped", "unguarded"} {
+			t.Run(kind+"/"+use, func(t *testing.T) {
+				c := proctest.Start(t, bytesKeeper, kind, use)
+				var blocks []*shm.Segment
+				for name := range strings.FieldsSeq(c.Hear()) {
+					blocks = append(blocks, attach(t, name))
+				}
+				c.Say("go on")
+				if use == "unguarded" {
+					if err := c.Cmd.Wait(); err == nil {
+						t.Error("the child goes on")
+					}
+				} else {
+					if got := c.Hear(); got != "15 faults" {
+						t.Errorf("of 15 stores the child reports %s", got)
+					}
+				}
+				for _, seg := range blocks {
+					for i, b := range content(t, seg) {
+						if b != 0 {
+							t.Fatalf("byte %d of a new block is %d", i, b)
+						}
+					}
+				}
+			})
 		}
 	}
 }

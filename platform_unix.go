@@ -24,9 +24,10 @@ func revoke(mem []byte) error {
 	return err
 }
 
-// revocable returns how many bytes of address space may be kept from use until
-// the garbage collector runs: none where it is scarce, and otherwise an eighth
-// of the smallest that 64-bit systems give a process (39 bits).
+// revocable returns how many bytes of address space may be kept from use, for
+// quick calls until the garbage collector runs and as many again for slices from
+// Bytes: none where it is scarce, and otherwise an eighth of the smallest that
+// 64-bit systems give a process (39 bits).
 func revocable() int64 {
 	var limit unix.Rlimit
 	if math.MaxInt == math.MaxInt32 || unix.Getrlimit(unix.RLIMIT_AS, &limit) != nil || limit.Cur != unix.RLIM_INFINITY {

@@ -145,7 +145,7 @@ type attachment struct {
 	gate gate.Gate     // keeps mem and obj while calls use them
 	pass atomic.Uint32 // whether short copies go by the gate; see quick
 	lent atomic.Bool   // Bytes has been called
-	kept bool          // the addresses of mem are kept until drop; set by close
+	kept bool          // the addresses of mem are kept until drop, for quick calls; set by close
 
 	warmed atomic.Uint64 // where in the data long writes have come to; see fresh
 
@@ -458,6 +458,8 @@ func (a *attachment) free() {
 	switch {
 	case a.kept:
 		revoke(a.mem) // or else the memory stays until drop
+	case a.lent.Load():
+		retire(a.mem)
 	case a.mem != nil:
 		munmap(a.mem)
 	}
@@ -515,8 +517,8 @@ func (h *handle) leave(token gate.Token) {
 // even if one has been stopped at the worst moment. A second Close returns
 // [fs.ErrClosed].
 //
-// All slices from Bytes are invalid from then on; using one can crash the
-// program.
+// Close gives the memory back at once. A slice from Bytes is invalid from then
+// on, and using it crashes the program; see [Segment.Bytes].
 func (s *Segment) Close() error {
 	if s == nil || s.h == nil {
 		return pathError("close", "", fs.ErrInvalid)
@@ -665,11 +667,19 @@ func (a *attachment) clear(from, to int64) {
 // moment, its capacity Cap. What is stored in it is seen by all processes, and
 // to share it in an orderly way is up to them.
 //
-// The slice is valid until Close, and reading or writing it later, or when
-// another program has truncated the block, or (for a Sparse block) when memory
-// has run out, crashes the program, as writing to it does if the Segment is
-// [ReadOnly]. [Segment.View] is without these dangers. Bytes returns
-// nil if the Segment is closed.
+// The slice is valid until Close. Using it later crashes the program. So does
+// using it when another program has truncated the block or when memory has run
+// out for a Sparse one, and writing to it if the Segment is [ReadOnly].
+// [Segment.View] is without these dangers. Bytes returns nil if the Segment is
+// closed.
+//
+// That a slice used after Close finds no other memory at its addresses is
+// ensured for a limited time only: after Close the addresses stay unused, on
+// 64-bit Linux and darwin, until later Segments with slices have been closed
+// that take 64 GiB of address space or number 8,192. They do not stay unused for
+// a Segment larger than that, in a process with a limit on its address space
+// (RLIMIT_AS), on 32-bit systems, or on Windows. Once they are in use again, a
+// slice that was kept reads and writes whatever is there then.
 func (s *Segment) Bytes() []byte {
 	h, token, err := s.enter("bytes")
 	if err != nil {
