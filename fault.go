@@ -53,9 +53,13 @@ func (a *attachment) try(f func() error) (at int, err error) {
 	return 0, err
 }
 
-// readAround does what a read could not that ran into a fault: it reads by
-// system calls, which end where the object ends, and find zeros where a page
-// of a sparse block was never written.
+// hollow reports whether the block can have pages without memory. To read one
+// through the mapping allocates it, so such a block is read by system calls.
+func (a *attachment) hollow() bool { return hasFile && a.layout.sparse() }
+
+// readAround reads by system calls, which return an error where the mapping would
+// fault: they end where the object ends, and find zeros, for which they take no
+// memory, where a page of a sparse block was never written.
 func (a *attachment) readAround(p []byte, off int64) (n int, err error) {
 	start := int64(a.layout.headerSize) + off
 	for n < len(p) {

@@ -84,13 +84,14 @@ var kept atomic.Int64
 func keeps(mem []byte) int64 { return max(int64(len(mem)), 8<<20) }
 
 // decideQuick has short copies from now on do without the gate, unless the
-// addresses that are kept could come to too much until the collector runs.
+// addresses that are kept could come to too much until the collector runs, or
+// reading takes the descriptor, which Close gives back.
 func (a *attachment) decideQuick() {
 	if a.pass.Load() != passUndecided {
 		return
 	}
 	pass, n := uint32(passQuick), keeps(a.mem)
-	if kept.Add(n) > revocable() || raw.Race {
+	if kept.Add(n) > revocable() || raw.Race || a.hollow() {
 		pass = passGate
 	}
 	if !a.pass.CompareAndSwap(passUndecided, pass) || pass == passGate {

@@ -45,10 +45,18 @@ func Perm(mode fs.FileMode) Option { return setting{option: optPerm, perm: mode}
 func Headerless() Option { return setting{option: optHeaderless} }
 
 // Sparse makes [Create] and [OpenOrCreate] not reserve the memory of the block.
-// Memory is then used as bytes are written, and where there is none left at
-// that time the write returns an error that is [ErrFault] and [ErrNoSpace].
-// Through Bytes, which nothing guards, the same ends the program. On Windows the
-// memory is set aside (committed) all the same, and only not yet in use.
+// Pages get memory when they are written to. If there is none left then, the
+// write returns an error that is [ErrFault] and [ErrNoSpace]; a write to the
+// slice of Bytes, which nothing guards, ends the program. Truncate gives the
+// memory of what it cuts off back.
+//
+// On Linux ReadAt, Read and WriteTo take no memory, but go by system calls for
+// it and so take longer for a few bytes. The slices of Bytes and View are the
+// mapping itself: reading a page there that was never written allocates it, even
+// if the Segment is [ReadOnly], and so does [Prefault].
+//
+// On Windows the memory is set aside (committed) all the same, and only not yet
+// in use.
 func Sparse() Option { return setting{option: optSparse} }
 
 // Prefault maps all of the block's memory when it is created or opened, so that

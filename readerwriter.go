@@ -282,7 +282,7 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 }
 
-// readAt is what all reading comes down to. One trap covers the header and the
+// readAt implements every read of a few bytes. One trap covers the header and the
 // data, because setting it is what a short read costs most after the gate.
 func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
@@ -291,10 +291,13 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, size := a.tryRead(p, off)
+	size := int64(-1)
+	if !a.hollow() {
+		n, size = a.tryRead(p, off)
+	}
 	if size < 0 {
 		if size, err = a.size(); err != nil {
-			return 0, err // it was the header
+			return 0, err // there is no header
 		}
 		n, err = a.readAround(p[:max(min(int64(len(p)), size-off), 0)], off)
 	}

@@ -609,7 +609,8 @@ func (s *Segment) Refs() int {
 
 // Truncate sets the Size of the block to n bytes, 0 to Cap, for all processes.
 // Bytes cut off read as zero if the block grows again; to that end they are
-// cleared, which takes as long as writing them.
+// cleared, which takes as long as writing them. Of a [Sparse] block their memory
+// is given back instead.
 //
 // The error is [fs.ErrInvalid] for another n, [ErrReadOnly], [ErrFault],
 // [fs.ErrClosed], [errors.ErrUnsupported] for a Headerless block, or [ErrBusy]
@@ -641,7 +642,7 @@ func (a *attachment) truncate(n int64) error {
 		h := header(a.mem)
 		for end := time.Now().Add(patience); ; {
 			size := h.size().Load()
-			a.clear(n, int64(min(size, h.written().Load(), uint64(len(a.data)))))
+			a.clear(n, int64(min(size, uint64(len(a.data)))), int64(min(h.written().Load(), uint64(len(a.data)))))
 			if h.size().CompareAndSwap(size, uint64(n)) {
 				return nil
 			}
@@ -652,15 +653,20 @@ func (a *attachment) truncate(n int64) error {
 	})
 }
 
-// clear makes data[from:to] zero; the pages of a sparse block are given back.
-func (a *attachment) clear(from, to int64) {
+// clear makes data[from:to] zero, of which nothing beyond written is anything
+// else. The pages of a sparse block are given back, also those that have memory
+// only because they were read. What lies beyond to, the size, is left alone: it
+// can be what a writer is about to raise the size over.
+func (a *attachment) clear(from, to, written int64) {
 	if from >= to {
 		return
 	}
-	if head := int64(a.layout.headerSize); a.layout.sparse() && a.obj.punch(head+from, to-from) == nil {
+	if head := int64(a.layout.headerSize); a.hollow() && a.obj.punch(head+from, to-from) == nil {
 		return
 	}
-	clear(a.data[from:to])
+	if to = min(to, written); from < to {
+		clear(a.data[from:to])
+	}
 }
 
 // Bytes returns the memory of the block itself: its length is Size at this

@@ -248,7 +248,10 @@ func (s *Segment) drain(fd uintptr) (n int, err error) {
 		return 0, err
 	}
 	write := func(p []byte) (int, error) { return writeFD(fd, p) }
-	if n, err = write(part); errors.Is(err, ErrFault) {
+	if err = ErrFault; !h.hollow() {
+		n, err = write(part)
+	}
+	if errors.Is(err, ErrFault) {
 		n, err = h.aroundMapping(part, write)
 	}
 	h.off += int64(n)
@@ -298,7 +301,9 @@ func (s *Segment) hashNext(w io.Writer) (n int, err error) {
 	}
 	// A fault in the middle of Write would spoil the hash. So all pages are
 	// looked at before; one that is lost after that ends it with ErrFault.
-	err = h.guard(func() error { return touch(part) })
+	if err = ErrFault; !h.hollow() {
+		err = h.guard(func() error { return touch(part) })
+	}
 	if err != nil {
 		n, err = h.aroundMapping(part, w.Write)
 	} else if err = h.guard(func() error { n, err = w.Write(part); return err }); err != nil {
@@ -321,7 +326,7 @@ func touch(p []byte) error {
 
 var touched atomic.Uint32 // or the compiler would leave out the reading
 
-// aroundMapping writes bytes of part, which faulted; see readAround.
+// aroundMapping writes bytes of part, which faulted or could; see readAround.
 func (h *handle) aroundMapping(part []byte, write func([]byte) (int, error)) (int, error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
