@@ -1,6 +1,7 @@
 package shm_test
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -254,6 +256,19 @@ func TestFromNamedSection(t *testing.T) {
 	attach(t, other.Name()).Close()
 	_, err = shm.FromFile(f)
 	mustFail(t, err, seg.Name(), fs.ErrNotExist)
+}
+
+// The longest name there can be comes with the handle.
+func TestFromSectionLongName(t *testing.T) {
+	name := strings.Repeat("n", 240-len("abcdefgh")) + strings.ToLower(rand.Text()[:8])
+	seg, err := shm.Create(name, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	if peer := take(t, file(t, seg)); peer.Name() != name {
+		t.Errorf("called %q", peer.Name())
+	}
 }
 
 func TestFromNamedSectionHeaderless(t *testing.T) {

@@ -181,7 +181,15 @@ func openSection(name string, generation int, write bool) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := o.mapAll(); err != nil {
+	// To map a file would be to read it, from wherever it is.
+	ofFile, err := section.OfFile(o.handle)
+	if err == nil && ofFile {
+		err = fmt.Errorf("%w: a section of a file", ErrNotSegment)
+	}
+	if err == nil {
+		err = o.mapAll()
+	}
+	if err != nil {
 		o.close()
 		return nil, err
 	}
@@ -214,8 +222,7 @@ func (o *object) linked() (bool, error) {
 	return string(mark[:]) != unlinkedMark, err
 }
 
-// stat: the permissions are those that the system gives to what a user makes,
-// access for this user and for the system itself.
+// stat: the permissions are those of section.Security.
 func (o *object) stat() (objectInfo, error) {
 	return objectInfo{size: int64(len(o.view)), mode: 0o600, owner: -1}, nil
 }
@@ -254,7 +261,10 @@ func (o *object) unlink(string) error {
 	if !o.managed {
 		return fmt.Errorf("%w: a Headerless block has its name until the last handle is closed", errors.ErrUnsupported)
 	}
-	_, err := o.writeAt([]byte(unlinkedMark), markOffset)
+	n, err := o.writeAt([]byte(unlinkedMark), markOffset)
+	if err == nil && n < len(unlinkedMark) {
+		err = ErrFault
+	}
 	return err
 }
 
@@ -371,8 +381,8 @@ func (o *object) readAt(p []byte, off int64) (int, error) {
 		return 0, nil
 	}
 	from := o.view[off:]
-	n := uintptr(min(len(p), len(from)))
-	err := windows.ReadProcessMemory(windows.CurrentProcess(), uintptr(unsafe.Pointer(&from[0])), &p[0], n, &n)
+	var n uintptr // an error can leave it as it is
+	err := windows.ReadProcessMemory(windows.CurrentProcess(), uintptr(unsafe.Pointer(&from[0])), &p[0], uintptr(min(len(p), len(from))), &n)
 	return moved(n, err)
 }
 
@@ -381,8 +391,8 @@ func (o *object) writeAt(p []byte, off int64) (int, error) {
 		return 0, ErrFault
 	}
 	to := o.view[off:]
-	n := uintptr(min(len(p), len(to)))
-	err := windows.WriteProcessMemory(windows.CurrentProcess(), uintptr(unsafe.Pointer(&to[0])), &p[0], n, &n)
+	var n uintptr // as above
+	err := windows.WriteProcessMemory(windows.CurrentProcess(), uintptr(unsafe.Pointer(&to[0])), &p[0], uintptr(min(len(p), len(to))), &n)
 	return moved(n, err)
 }
 
@@ -419,7 +429,11 @@ func (o *object) lock(l lane, h hold) error {
 
 func (o *object) lockMutex() error {
 	if o.mutex == 0 {
-		h, err := windows.CreateMutex(nil, false, utf16(mutexName(o.name)))
+		security, err := section.Security()
+		if err != nil {
+			return err
+		}
+		h, err := windows.CreateMutex(security, false, utf16(mutexName(o.name)))
 		if h == 0 {
 			return spaceErr(err)
 		}
@@ -443,7 +457,11 @@ func (o *object) lockMutex() error {
 func (o *object) live(h hold) error {
 	had := o.life != 0
 	if !had {
-		life, err := windows.CreateEvent(nil, 0, 0, utf16(lifeName(o.section)))
+		security, err := section.Security()
+		if err != nil {
+			return err
+		}
+		life, err := windows.CreateEvent(security, 0, 0, utf16(lifeName(o.section)))
 		if life == 0 {
 			return spaceErr(err)
 		}

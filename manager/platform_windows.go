@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,8 +58,9 @@ func pipePath(addr string) (*uint16, error) {
 // conn is an end of a pipe.
 type conn struct {
 	*os.File
-	process uint32  // at the other end
-	want    request // whose file comes next
+	client uint32  // process id
+	ours   bool    // the client is this user
+	want   request // whose file comes next
 }
 
 func newConn(h windows.Handle) *conn {
@@ -103,15 +105,28 @@ func dialOnce(ctx context.Context, addr string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := newConn(h)
-	if err = windows.GetNamedPipeServerProcessId(h, &c.process); err == nil && !isOurs(c.process) {
-		err = fmt.Errorf("%w: process %d, which serves, is another user's", fs.ErrPermission, c.process)
-	}
-	if err != nil {
-		c.Close()
+	if err := ownedByUs(h); err != nil {
+		windows.CloseHandle(h)
 		return nil, err
 	}
-	return c, nil
+	return newConn(h), nil
+}
+
+// ownedByUs returns the error for a pipe that this user has not made. The owner is
+// the kernel's word; the id of the process that serves could be another's by now.
+func ownedByUs(pipe windows.Handle) error {
+	sd, err := windows.GetSecurityInfo(pipe, windows.SE_KERNEL_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+	if err != nil {
+		return err
+	}
+	owner, _, err := sd.Owner()
+	if err != nil {
+		return err
+	}
+	if !isUs(owner) {
+		return fmt.Errorf("%w: pipe of another user, %v", fs.ErrPermission, owner)
+	}
+	return nil
 }
 
 // accepted returns the server's end of a connection.
@@ -124,33 +139,54 @@ func accepted(c net.Conn) (*conn, error) {
 }
 
 // peer returns who connected; users of Windows have no such numbers.
-func (c *conn) peer() (Peer, error) { return Peer{PID: int(c.process), UID: -1, GID: -1}, nil }
+func (c *conn) peer() (Peer, error) { return Peer{PID: int(c.client), UID: -1, GID: -1}, nil }
 
-func sameUser(p Peer) Access {
-	if isOurs(uint32(p.PID)) {
+func (c *conn) sameUser(Peer) Access {
+	if c.ours {
 		return FullAccess
 	}
 	return NoAccess
 }
 
-// isOurs reports whether the process is this user's.
-func isOurs(pid uint32) bool {
-	process, err := windows.OpenProcess(windows.PROCESS_QUERY_LIMITED_INFORMATION, false, pid)
-	if err != nil {
-		return false
-	}
-	defer windows.CloseHandle(process)
+// isUs reports whether user is who this process runs as.
+func isUs(user *windows.SID) bool {
+	us, err := windows.GetCurrentProcessToken().GetTokenUser()
+	return err == nil && user != nil && user.Equals(us.User.Sid)
+}
+
+var impersonateNamedPipeClient = windows.NewLazySystemDLL("advapi32.dll").NewProc("ImpersonateNamedPipeClient")
+
+// clientIsUs reports whether who connected to the pipe is this user. Who it was,
+// the system remembers with the pipe. Of a client that does not let the server know
+// it is false, whatever a process with the client's id may be by now.
+func clientIsUs(pipe windows.Handle) bool {
+	answer := make(chan bool)
+	go func() {
+		ours := false
+		runtime.LockOSThread()
+		if ok, _, _ := impersonateNamedPipeClient.Call(uintptr(pipe)); ok != 0 {
+			ours = actingAsUs()
+		}
+		// A thread that goes on as the client must not be another goroutine's. But to
+		// end a thread cancels what others have begun on it to read and write.
+		if windows.RevertToSelf() == nil {
+			runtime.UnlockOSThread()
+		}
+		answer <- ours
+	}()
+	return <-answer
+}
+
+// actingAsUs reports whether the user that this thread acts as is that of the
+// process.
+func actingAsUs() bool {
 	var token windows.Token
-	if err := windows.OpenProcessToken(process, windows.TOKEN_QUERY, &token); err != nil {
+	if err := windows.OpenThreadToken(windows.CurrentThread(), windows.TOKEN_QUERY, true, &token); err != nil {
 		return false
 	}
 	defer token.Close()
-	its, err := token.GetTokenUser()
-	if err != nil {
-		return false
-	}
-	ours, err := windows.GetCurrentProcessToken().GetTokenUser()
-	return err == nil && its.User.Sid.Equals(ours.User.Sid)
+	user, err := token.GetTokenUser()
+	return err == nil && isUs(user.User.Sid)
 }
 
 // send sends a line, which has the name of the section already.
@@ -232,7 +268,7 @@ func listen(addr string) (_ net.Listener, err error) {
 		return nil, err
 	}
 	l := &listener{addr: pipeAddr(addr), path: path}
-	if l.security, err = forUs(); err != nil {
+	if l.security, err = section.Security(); err != nil {
 		return nil, err
 	}
 	if l.next, err = l.instance(windows.FILE_FLAG_FIRST_PIPE_INSTANCE); err != nil {
@@ -260,22 +296,6 @@ func listen(addr string) (_ net.Listener, err error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
-}
-
-// forUs lets this user, the administrators and the system do everything, and
-// nobody else anything.
-func forUs() (*windows.SecurityAttributes, error) {
-	user, err := windows.GetCurrentProcessToken().GetTokenUser()
-	if err != nil {
-		return nil, err
-	}
-	sd, err := windows.SecurityDescriptorFromString("D:P(A;;GA;;;SY)(A;;GA;;;BA)(A;;GA;;;" + user.User.Sid.String() + ")")
-	if err != nil {
-		return nil, err
-	}
-	sa := &windows.SecurityAttributes{SecurityDescriptor: sd}
-	sa.Length = uint32(unsafe.Sizeof(*sa))
-	return sa, nil
 }
 
 // instance makes one more instance of the pipe.
@@ -345,7 +365,7 @@ func (l *listener) advance() (*conn, error) {
 		return nil, err
 	}
 	c := newConn(l.next)
-	c.process, l.next = pid, h
+	c.client, c.ours, l.next = pid, clientIsUs(l.next), h
 	return c, nil
 }
 

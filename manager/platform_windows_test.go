@@ -1,6 +1,7 @@
 package manager_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +20,7 @@ import (
 	"golang.org/x/sys/windows"
 
 	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/proctest"
 	"github.com/shmkit/shm/internal/section"
 	"github.com/shmkit/shm/manager"
 )
@@ -99,6 +102,72 @@ func TestAuthorizePipe(t *testing.T) {
 
 	addr, _ = serve(t, manager.Authorize(func(manager.Peer) manager.Access { return manager.NoAccess }))
 	mustFail(t, second(manager.Dial(t.Context(), addr)), addr, fs.ErrPermission)
+}
+
+// caller connects to a pipe and does no more.
+var caller = proctest.Register("caller", func(p *proctest.Parent) error {
+	conn, err := manager.Knock(p.Args[0])
+	if err != nil {
+		return err
+	}
+	p.Say("%d", conn.(interface{ Fd() uintptr }).Fd())
+	p.Hear()
+	return nil
+})
+
+// A client is who opened the pipe, whatever process has its end by now.
+func TestPipeHandedOn(t *testing.T) {
+	addr := address(t)
+	l := listen(t, addr)
+	child := proctest.Start(t, caller, addr)
+	h, err := strconv.ParseUint(child.Hear(), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	process, err := windows.OpenProcess(windows.PROCESS_DUP_HANDLE, false, uint32(child.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var own windows.Handle
+	err = windows.DuplicateHandle(process, windows.Handle(h), windows.CurrentProcess(), &own, 0, false, windows.DUPLICATE_SAME_ACCESS)
+	if err := errors.Join(err, windows.CloseHandle(process)); err != nil {
+		t.Fatal(err)
+	}
+	conn := os.NewFile(uintptr(own), "pipe")
+	defer conn.Close()
+	child.Kill()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- manager.Serve(ctx, l) }()
+	b := make([]byte, 1000)
+	if n, err := conn.Read(b); string(b[:n]) != hello {
+		t.Errorf("answer %q, %v", b[:n], err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Nobody but this user, the administrators and the system gets at a pipe.
+func TestPipeAccess(t *testing.T) {
+	addr, _ := serve(t)
+	conn := knock(t, addr)
+	sd, err := windows.GetSecurityInfo(windows.Handle(conn.(interface{ Fd() uintptr }).Fd()), windows.SE_KERNEL_OBJECT,
+		windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	user, err := windows.GetCurrentProcessToken().GetTokenUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owner, _, err := sd.Owner(); err != nil || !owner.Equals(user.User.Sid) {
+		t.Errorf("owner %v, %v", owner, err)
+	}
+	if dacl, _, err := sd.DACL(); err != nil || dacl == nil || dacl.AceCount != 3 {
+		t.Errorf("access: %v, %v", sd, err)
+	}
 }
 
 // What a client names as the memory of a block must be memory.

@@ -42,7 +42,7 @@ type serveOption func(*serveConfig)
 func (f serveOption) apply(c *serveConfig) { f(c) }
 
 type serveConfig struct {
-	authorize  func(Peer) Access
+	authorize  func(Peer) Access // nil: conn.sameUser
 	maxClients int
 	total      Quota
 	perClient  Quota
@@ -70,8 +70,9 @@ func (q *Quota) add(blocks int, bytes int64) {
 // cannot be handed out to read only, he can List, and his Open is
 // [errors.ErrUnsupported]. f is called for one connection after the other.
 //
-// On Windows the default is FullAccess for the user of the server alone, and
-// whom [Listen] lets connect at all, f cannot change.
+// On Windows the default is FullAccess for the user of the server alone, as the
+// system says who connected. f has only a process id to go by, which can be that of
+// another process by then, and whom [Listen] lets connect at all, f cannot change.
 func Authorize(f func(Peer) Access) ServeOption {
 	return serveOption(func(c *serveConfig) { c.authorize = f })
 }
@@ -163,7 +164,6 @@ func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 	}
 	s := &server{
 		serveConfig: serveConfig{
-			authorize:  sameUser,
 			maxClients: 1000,
 		},
 		clients: make(map[*client]bool),
@@ -209,7 +209,11 @@ func (s *server) admit(conn net.Conn) {
 	var err error
 	if c.conn, err = accepted(conn); err == nil {
 		if c.peer, err = c.conn.peer(); err == nil {
-			if c.access = s.authorize(c.peer); c.access == NoAccess {
+			authorize := s.authorize
+			if authorize == nil {
+				authorize = c.conn.sameUser
+			}
+			if c.access = authorize(c.peer); c.access == NoAccess {
 				err = fmt.Errorf("%w: %+v", fs.ErrPermission, c.peer)
 			}
 		}

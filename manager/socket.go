@@ -65,7 +65,7 @@ func (c *conn) peer() (p Peer, err error) {
 	return p, err
 }
 
-func sameUser(p Peer) Access {
+func (c *conn) sameUser(p Peer) Access {
 	if p.UID == os.Geteuid() || p.UID == 0 {
 		return FullAccess
 	}

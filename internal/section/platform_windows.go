@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"regexp"
-	"strconv"
 	"strings"
 	"unsafe"
 
@@ -18,28 +17,30 @@ var (
 	ntdll           = windows.NewLazySystemDLL("ntdll.dll")
 	ntQuerySection  = ntdll.NewProc("NtQuerySection")
 	ntQueryObject   = ntdll.NewProc("NtQueryObject")
-
-	ntOpenDirectoryObject  = ntdll.NewProc("NtOpenDirectoryObject")
-	ntQueryDirectoryObject = ntdll.NewProc("NtQueryDirectoryObject")
 )
 
 // Access to a section.
 const (
-	query = 1 // SECTION_QUERY
+	toAsk = 1 // SECTION_QUERY
 	read  = windows.FILE_MAP_READ
 	write = windows.FILE_MAP_WRITE
 )
 
 var validName = regexp.MustCompile(`^![a-z2-7]{26}$`)
 
-// Create makes a section of size bytes of the page file called name, all zero. The
-// error is [fs.ErrExist] if there is one, or of the system.
+// Create makes a section of size bytes of the page file called name, all zero,
+// with the access that [Security] gives. The error is [fs.ErrExist] if there is
+// one, or of the system.
 func Create(name string, size int64) (windows.Handle, error) {
 	name16, err := windows.UTF16PtrFromString(name)
 	if err != nil {
 		return 0, err
 	}
-	h, err := windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE,
+	security, err := Security()
+	if err != nil {
+		return 0, err
+	}
+	h, err := windows.CreateFileMapping(windows.InvalidHandle, security, windows.PAGE_READWRITE,
 		uint32(size>>32), uint32(size), name16)
 	if err != nil {
 		if h != 0 { // it exists: golang/go#44539
@@ -50,10 +51,13 @@ func Create(name string, size int64) (windows.Handle, error) {
 	return h, nil
 }
 
-// CreateAnonymous is Create with a name that nobody can guess.
+// CreateAnonymous is Create with a random name. The name is no secret: whoever may
+// list the namespace reads it there. Who may open the section is up to [Security].
 func CreateAnonymous(size int64) (windows.Handle, error) {
-	return Create("!"+strings.ToLower(rand.Text()), size)
+	return Create(randomName(), size)
 }
+
+func randomName() string { return "!" + strings.ToLower(rand.Text()) }
 
 // Open opens the section called name, to ask what it is, to read, and to write to
 // it if so asked. The error is of the system.
@@ -62,7 +66,7 @@ func Open(name string, toWrite bool) (windows.Handle, error) {
 	if err != nil {
 		return 0, err
 	}
-	access := uintptr(query | read)
+	access := uintptr(toAsk | read)
 	if toWrite {
 		access |= write
 	}
@@ -86,7 +90,7 @@ func OpenAnonymous(name string, toWrite bool) (windows.Handle, error) {
 func Duplicate(h windows.Handle, readOnly bool) (dup windows.Handle, err error) {
 	access, options := uint32(0), uint32(windows.DUPLICATE_SAME_ACCESS)
 	if readOnly {
-		access, options = query|read, 0
+		access, options = toAsk|read, 0
 	}
 	self := windows.CurrentProcess()
 	err = windows.DuplicateHandle(self, h, self, &dup, access, false, options)
@@ -98,78 +102,75 @@ func Duplicate(h windows.Handle, readOnly bool) (dup windows.Handle, err error) 
 // memory is reserved. It does nothing to h, which can be anything, that could
 // wait.
 func Size(h windows.Handle) (int64, error) {
-	const (
-		file   = 0x00800000 // SEC_FILE
-		commit = 0x08000000 // SEC_COMMIT
-	)
-	var info struct { // SECTION_BASIC_INFORMATION
-		base       uintptr
-		attributes uint32
-		size       int64
-	}
-	status, _, _ := ntQuerySection.Call(uintptr(h), 0, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	const commit = 0x08000000 // SEC_COMMIT
+	info, err := query(h)
 	switch {
-	case status != 0:
-		return 0, windows.NTStatus(status)
-	case info.attributes&file != 0 || info.attributes&commit == 0:
+	case err != nil:
+		return 0, err
+	case info.ofFile() || info.attributes&commit == 0:
 		return 0, errors.New("not memory of the page file")
 	}
 	return info.size, nil
 }
 
-// Name returns the name of a section, "" if it has none.
-func Name(h windows.Handle) (string, error) {
-	var info struct { // OBJECT_NAME_INFORMATION
-		name windows.NTUnicodeString
-		text [200]uint16
-	}
-	const objectName = 1
-	status, _, _ := ntQueryObject.Call(uintptr(h), objectName, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
-	if status != 0 {
-		return "", windows.NTStatus(status)
-	}
-	path := info.name.String()
-	return path[strings.LastIndex(path, `\`)+1:], nil
+// OfFile reports whether the section is of a file rather than of the page file.
+func OfFile(h windows.Handle) (bool, error) {
+	info, err := query(h)
+	return err == nil && info.ofFile(), err
 }
 
-// Names returns the names of all sections of this session, of whatever kind. It
-// asks the system's own directory of objects, for which there is no other
-// interface than that of ntdll.
-func Names() (names []string, err error) {
-	var session uint32
-	if err := windows.ProcessIdToSessionId(windows.GetCurrentProcessId(), &session); err != nil {
-		return nil, err
-	}
-	path := `\BaseNamedObjects`
-	if session != 0 {
-		path = `\Sessions\` + strconv.Itoa(int(session)) + path
-	}
-	pathString, err := windows.NewNTUnicodeString(path)
-	if err != nil {
-		return nil, err
-	}
-	attributes := windows.OBJECT_ATTRIBUTES{ObjectName: pathString}
-	attributes.Length = uint32(unsafe.Sizeof(attributes))
-	const directoryQuery = 1
-	var dir windows.Handle
-	status, _, _ := ntOpenDirectoryObject.Call(uintptr(unsafe.Pointer(&dir)), directoryQuery, uintptr(unsafe.Pointer(&attributes)))
-	if status != 0 {
-		return nil, windows.NTStatus(status)
-	}
-	defer windows.CloseHandle(dir)
+// information is SECTION_BASIC_INFORMATION.
+type information struct {
+	base       uintptr
+	attributes uint32
+	size       int64
+}
 
-	// One entry a call: a name, a type, and the characters of both.
-	buf := make([]struct{ name, kind windows.NTUnicodeString }, 64)
-	for context := uint32(0); ; {
-		status, _, _ := ntQueryDirectoryObject.Call(uintptr(dir), uintptr(unsafe.Pointer(&buf[0])),
-			uintptr(len(buf))*unsafe.Sizeof(buf[0]), 1, 0, uintptr(unsafe.Pointer(&context)), 0)
-		switch {
-		case windows.NTStatus(status) == windows.STATUS_NO_MORE_ENTRIES:
-			return names, nil
-		case status != 0:
-			return nil, windows.NTStatus(status)
-		case buf[0].kind.String() == "Section":
-			names = append(names, buf[0].name.String())
+func (i information) ofFile() bool {
+	const file = 0x00800000 // SEC_FILE
+	return i.attributes&file != 0
+}
+
+func query(h windows.Handle) (info information, err error) {
+	status, _, _ := ntQuerySection.Call(uintptr(h), 0, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	if status != 0 {
+		err = windows.NTStatus(status)
+	}
+	return info, err
+}
+
+// Name returns the name of a section, "" if it has none.
+func Name(h windows.Handle) (string, error) {
+	path, err := objectPath(h)
+	return path[strings.LastIndex(path, `\`)+1:], err
+}
+
+// objectPath returns where in the system's tree of objects h is, "" if nowhere.
+func objectPath(h windows.Handle) (path string, err error) {
+	const objectName = 1 // OBJECT_NAME_INFORMATION
+	err = answer(1<<10, func(buf []uint64) uintptr {
+		status, _, _ := ntQueryObject.Call(uintptr(h), objectName,
+			uintptr(unsafe.Pointer(&buf[0])), uintptr(8*len(buf)), 0)
+		if status == 0 {
+			path = (*windows.NTUnicodeString)(unsafe.Pointer(&buf[0])).String()
+		}
+		return status
+	})
+	return path, err
+}
+
+// answer calls ask with buffers of size bytes and more, until what the system has
+// to say fits, and returns the error of the last status. The buffers have no
+// pointers for the collector, only for ask.
+func answer(size int, ask func(buf []uint64) (status uintptr)) error {
+	for ; ; size *= 2 {
+		switch status := windows.NTStatus(ask(make([]uint64, size/8))); status {
+		case windows.STATUS_SUCCESS:
+			return nil
+		case windows.STATUS_INFO_LENGTH_MISMATCH, windows.STATUS_BUFFER_OVERFLOW,
+			windows.STATUS_BUFFER_TOO_SMALL, windows.STATUS_MORE_ENTRIES:
+		default:
+			return status
 		}
 	}
 }
