@@ -3,6 +3,7 @@
 package shm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -71,5 +72,47 @@ func TestAnonymousSizedByOthers(t *testing.T) {
 	defer o.close()
 	if sized != 3 || o.size != 2*objectPage {
 		t.Errorf("object of %d bytes after %d others", o.size, sized)
+	}
+}
+
+// TestHuge asks for more than there are addresses, which the system must not be
+// asked for.
+func TestHuge(t *testing.T) {
+	defer func(step func(string)) { lockpage.Step = step }(lockpage.Step)
+	for what, create := range map[string]func(size int64) (*Segment, error){
+		"Create":     func(size int64) (*Segment, error) { return Create("", size, Sparse()) },
+		"Headerless": func(size int64) (*Segment, error) { return Create("", size, Headerless()) },
+		"Anonymous":  func(size int64) (*Segment, error) { return Anonymous(size) },
+	} {
+		for _, size := range []int64{1<<47 + 1, 1 << 62} {
+			lockpage.Step = func(call string) { t.Errorf("%s of %d bytes calls %s", what, size, call) }
+			if _, err := create(size); !errors.Is(err, ErrNoSpace) {
+				t.Errorf("%s of %d bytes: %v", what, size, err)
+			}
+		}
+	}
+}
+
+// TestAnonymousInSandbox has the system not say when this process began, which
+// nothing but a lock page needs to know.
+func TestAnonymousInSandbox(t *testing.T) {
+	defer func(f func() (uint64, error)) { self = f }(self)
+	self = func() (uint64, error) { return 0, syscall.EPERM }
+	seg, err := Anonymous(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seg.Close()
+	f, err := seg.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	peer, err := FromFile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := peer.Close(); err != nil {
+		t.Error(err)
 	}
 }

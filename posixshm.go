@@ -60,6 +60,10 @@ const (
 
 	birthMark     = 0o1000
 	anonymousMode = birthMark
+
+	// maxSize is all the addresses that a process can have. The kernel takes a larger
+	// size, and does not come back, nor heed a signal, before it has walked all of it.
+	maxSize = 1 << 47
 )
 
 // objectStat is what the system knows of an object. Nothing of it changes once
@@ -85,6 +89,9 @@ type object struct {
 // fs.ErrExist if the name is taken, marked with again unless by a block. The
 // memory is not reserved: there is no call for that.
 func createObject(name string, size int64, c config) (*object, error) {
+	if size > maxSize {
+		return nil, ErrNoSpace
+	}
 	mode := uint32(c.perm)
 	if !c.has(optHeaderless) {
 		mode |= birthMark
@@ -155,9 +162,11 @@ func (o *object) load() error {
 	if o.objectStat, err = sysFstat(o.fd); err != nil || o.head != nil || o.size == 0 || !o.ours() && !o.isSealed() {
 		return err
 	}
-	me, err := self()
-	if err != nil {
-		return err
+	var me uint64
+	if o.ours() { // an anonymous block has no lock page to name this process in
+		if me, err = self(); err != nil {
+			return err
+		}
 	}
 	if o.head, err = sysMmap(o.fd, objectPage, o.writable); err != nil {
 		return spaceErr(err)
@@ -413,6 +422,9 @@ func (o *object) unmapHead() {
 // createAnonymous makes an object of size bytes that has no name and that no
 // other process has open. The memory is not reserved.
 func createAnonymous(size int64, _ bool) (o *object, err error) {
+	if size > maxSize {
+		return nil, ErrNoSpace
+	}
 	err = patiently(func() error {
 		fd, err := openNameless()
 		if err != nil {
