@@ -47,8 +47,8 @@ var leakHandler atomic.Pointer[func(Leak)]
 // OnLeak makes f the function that is called for every Segment that the garbage
 // collector finds dropped without Close; nil restores the default, which logs
 // one warning by [slog.Default]. It returns the function it replaces, nil for
-// the default. f runs on a goroutine of the runtime and should be quick; when,
-// or whether at all, the collector finds a Segment is not promised.
+// the default. Each call of f has a goroutine of its own, so several can run at
+// once. When, or whether at all, the collector finds a Segment is not promised.
 func OnLeak(f func(Leak)) (previous func(Leak)) {
 	var next *func(Leak)
 	if f != nil {
@@ -136,19 +136,25 @@ type dropped struct {
 }
 
 // drop runs when a handle has become unreachable: nobody is using it, and
-// nobody is left to close it if that has not been done.
+// nobody is left to close it if that has not been done. Other cleanups of the
+// program wait until it returns, so what can take long has its own goroutine.
 func drop(d dropped) {
 	if d.gate.Closed() {
 		d.release()
 		return
 	}
-	leak := newLeak(leaks.Drop(d.id))
+	go d.end(leaks.Drop(d.id))
+}
+
+// end closes and reports a Segment that was dropped without Close.
+func (d dropped) end(r leaks.Record) {
 	// A slice from Bytes may still be in use; it is no reference to the handle.
 	// The attachment then lasts as long as the process.
 	if !d.lent.Load() {
 		d.close()
 		d.release()
 	}
+	leak := newLeak(r)
 	if f := leakHandler.Load(); f != nil {
 		(*f)(leak)
 	} else {

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/shmtest"
@@ -102,6 +103,58 @@ func TestCopyKeeps(t *testing.T) {
 	case l := <-found:
 		t.Errorf("reported %q, which was closed", l.Name)
 	default:
+	}
+}
+
+// TestDropHoldsNothingUp has Segments dropped whose Close has to wait, and a
+// handler that does not return: other cleanups of the program still run.
+func TestDropHoldsNothingUp(t *testing.T) {
+	for what, busy := range map[string]bool{"Close waits": true, "handler waits": false} {
+		t.Run(what, func(t *testing.T) {
+			shm.SetPatience(t, time.Minute)
+			n := runtime.GOMAXPROCS(0) // of which the runtime runs fewer cleanups at once
+			reached, proceed := make(chan bool, n), make(chan bool)
+			previous := shm.OnLeak(func(shm.Leak) {
+				reached <- true
+				<-proceed
+			})
+			defer shm.OnLeak(previous)
+			var names []string
+			var release []func()
+			for range n {
+				names = append(names, forget(t, func(seg *shm.Segment) {
+					if busy {
+						release = append(release, shm.HoldMutex(t, attach(t, seg.Name())))
+					}
+				}))
+			}
+			runtime.GC() // the Segments come to their cleanups before this one
+			ran := make(chan bool, 1)
+			runtime.AddCleanup(new([16]byte), func(ran chan bool) { ran <- true }, ran)
+			deadline := time.After(20 * time.Second)
+			for waiting := true; waiting; {
+				runtime.GC()
+				select {
+				case <-ran:
+					waiting = false
+				case <-deadline:
+					t.Error("a cleanup does not run")
+					waiting = false
+				default:
+					runtime.Gosched()
+				}
+			}
+			for _, f := range release {
+				f()
+			}
+			close(proceed)
+			for range n {
+				<-reached
+			}
+			for _, name := range names {
+				expectDropped(t, name)
+			}
+		})
 	}
 }
 
