@@ -9,15 +9,17 @@ import (
 	"github.com/shmkit/shm/internal/raw"
 )
 
-// A Gate is open until Close. Operations count themselves in and out on one of
-// several counters, each on cache lines of its own and chosen by goroutine: on
-// a single shared counter two cores would pass its cache line to and fro at
-// every operation.
+// A Gate is open until Close. Operations count themselves in and out on a single
+// counter until two of them have met there: two cores then pass its cache line to
+// and fro at every operation. From then on they use one of several counters, each
+// on cache lines of its own and chosen by goroutine. Few gates ever come to that,
+// and the counters are what takes memory.
 //
 // All methods are safe for concurrent use.
 type Gate struct {
-	state   atomic.Uint32            // open, closed, released, freed: only ever grows
-	stripes atomic.Pointer[[]stripe] // nil until somebody has come to Enter
+	state   atomic.Uint32 // open, closed, released, freed: only ever grows
+	first   counter
+	stripes atomic.Pointer[[]stripe] // nil until operations have met on first
 	free    func()
 }
 
@@ -28,52 +30,55 @@ const (
 	freed    // free has been called
 )
 
+// counter has the number of operations between Enter and Leave.
+type counter = atomic.Int32
+
 type stripe struct {
-	inside atomic.Int32 // operations between Enter and Leave
-	_      [124]byte    // two cache lines: processors fetch them in pairs
+	inside counter
+	_      [124]byte // two cache lines: processors fetch them in pairs
 }
 
 // Init makes g ready; free is called exactly once, after Release and after the
 // last operation has left, by whichever of them comes last.
 func (g *Gate) Init(free func()) { g.free = free }
 
-// firstEnter makes the stripes. Two goroutines that meet on one slow each other
+// spread makes the stripes. Two goroutines that meet on one slow each other
 // down for as long as they live, so there are many more of them than goroutines
 // that can run.
-func (g *Gate) firstEnter() []stripe {
+func (g *Gate) spread() {
 	n := 32
 	for n < 8*runtime.GOMAXPROCS(0) && n < 256 {
 		n *= 2
 	}
 	stripes := make([]stripe, n)
 	g.stripes.CompareAndSwap(nil, &stripes)
-	return *g.stripes.Load()
 }
 
 // Token is what Enter hands to Leave.
-type Token = *stripe
+type Token = *counter
 
 // Enter counts an operation in and reports whether the gate was open; if so
 // the resource stays until Leave.
 func (g *Gate) Enter() (Token, bool) {
-	var stripes []stripe
+	c := &g.first
 	if p := g.stripes.Load(); p != nil {
-		stripes = *p
-	} else {
-		stripes = g.firstEnter()
+		stripes := *p
+		c = &stripes[raw.Spread()&uint32(len(stripes)-1)].inside
+		c.Add(1)
+	} else if n := c.Load(); !c.CompareAndSwap(n, n+1) {
+		g.spread() // another operation came in between
+		c.Add(1)
 	}
-	s := &stripes[raw.Spread()&uint32(len(stripes)-1)]
-	s.inside.Add(1)
 	if g.state.Load() != open {
-		g.Leave(s)
+		g.Leave(c)
 		return nil, false
 	}
-	return s, true
+	return c, true
 }
 
 // Leave counts an operation out.
-func (g *Gate) Leave(s Token) {
-	if s.inside.Add(-1) == 0 && g.state.Load() == released {
+func (g *Gate) Leave(c Token) {
+	if c.Add(-1) == 0 && g.state.Load() == released {
 		g.tryFree()
 	}
 }
@@ -94,10 +99,14 @@ func (g *Gate) Release() {
 }
 
 // tryFree frees the resource if nobody is inside. An operation counts in before
-// it looks at state, so once the gate is closed a stripe seen empty is never
-// entered successfully again: looking at the stripes one after the other is
-// enough. Whoever empties the last stripe comes by here and sees them all empty.
+// it looks at state, so once the gate is closed a counter seen at zero is never
+// entered successfully again: looking at one after the other is enough. That goes
+// for stripes that are not there yet, too. Whoever empties the last counter comes
+// by here and sees them all at zero.
 func (g *Gate) tryFree() {
+	if g.first.Load() != 0 {
+		return
+	}
 	if p := g.stripes.Load(); p != nil {
 		for i := range *p {
 			if (*p)[i].inside.Load() != 0 {
