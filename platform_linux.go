@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -50,6 +51,8 @@ func createObject(_ string, size int64, c config) (*object, error) {
 		return unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm))
 	})
 	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return nil, spaceErr(fmt.Errorf("%s has room for no more files: %w", shmDir, err))
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
 		// No /dev/shm, or (EISDIR) a kernel without O_TMPFILE: open(2).
 		return nil, fmt.Errorf("%w: no tmpfs at %s: %w", errors.ErrUnsupported, shmDir, err)
@@ -86,29 +89,67 @@ func (o *object) truncate(size int64) error {
 	return err
 }
 
-// reserve allocates the memory of size bytes, which sets the size. A signal makes
-// fallocate(2) on tmpfs give back all that the call had allocated, so it goes by
-// pieces, and by smaller ones where signals come faster than a piece is done. What
-// cannot fit is not begun, for it would fill the file system on the way to failure.
+// reserve allocates the memory of size bytes, which sets the size. What cannot
+// fit is not begun: it would fill the file system before it fails.
+//
+// Another process can allocate what was free. If both need more than half of it,
+// both can fail, so they release what they have and try again at different times.
+// A process that then finds too little free gives up and leaves it to the others.
 func (o *object) reserve(size int64) error {
-	var sfs unix.Statfs_t
-	if err := o.statfs(&sfs); err != nil {
-		return err
-	}
-	free := sfs.Bavail * uint64(sfs.Bsize)
-	if sfs.Blocks == 0 { // mounted without a limit: tmpfs(5)
-		var sys unix.Sysinfo_t
-		if err := unix.Sysinfo(&sys); err != nil {
+	const tries, longest = 8, time.Second
+	for try := range tries {
+		free, total, err := o.space()
+		if err != nil {
 			return err
 		}
-		free = uint64(sys.Totalram+sys.Totalswap) * uint64(sys.Unit)
+		if uint64(size) > free {
+			err := fmt.Errorf("%d bytes wanted, %d free in %s: %w", size, free, shmDir, unix.ENOSPC)
+			if uint64(size) > total {
+				return never{err}
+			}
+			return err
+		}
+		start := time.Now()
+		if err := o.allocate(size); !errors.Is(err, unix.ENOSPC) {
+			return err
+		}
+		// They overlap less if the pauses are long compared with the work.
+		pause := min(time.Since(start)<<try, longest)
+		var own unix.Stat_t
+		if err := unix.Fstat(o.fd, &own); err != nil {
+			return err
+		}
+		if left, _, err := o.space(); err != nil || left+uint64(own.Blocks)*512 >= free {
+			break // nobody else took any: it is another limit
+		}
+		if err := o.truncate(0); err != nil {
+			return err
+		}
+		time.Sleep(rand.N(pause))
 	}
-	if uint64(size) > free {
-		return unix.ENOSPC
-	}
-	return o.allocate(size)
+	return fmt.Errorf("%d bytes wanted: %w", size, unix.ENOSPC)
 }
 
+// space returns how many bytes the file system of the object has, free and in all.
+func (o *object) space() (free, total uint64, err error) {
+	var sfs unix.Statfs_t
+	if err := o.statfs(&sfs); err != nil {
+		return 0, 0, err
+	}
+	if sfs.Blocks > 0 {
+		return sfs.Bavail * uint64(sfs.Bsize), sfs.Blocks * uint64(sfs.Bsize), nil
+	}
+	var sys unix.Sysinfo_t // mounted without a limit: tmpfs(5)
+	if err := unix.Sysinfo(&sys); err != nil {
+		return 0, 0, err
+	}
+	total = (uint64(sys.Totalram) + uint64(sys.Totalswap)) * uint64(sys.Unit)
+	return total, total, nil
+}
+
+// allocate allocates the memory of size bytes. A signal makes fallocate(2) on
+// tmpfs release all that the call had allocated, so it goes by pieces, and by
+// smaller ones where signals come faster than a piece is done.
 func (o *object) allocate(size int64) error {
 	const most, least = 2 << 20, 64 << 10
 	piece := int64(most)
@@ -377,8 +418,10 @@ func (o *object) close() {
 // nobody can make shorter or longer; see memfd_create(2). Unless sparse, the
 // memory is reserved, so that no later access can fail.
 func createAnonymous(size int64, sparse bool) (*object, error) {
-	if !sparse && !available(size) { // which takes a descriptor for a moment
-		return nil, spaceErr(unix.ENOSPC)
+	if !sparse {
+		if free, known := availableMemory(size); known && size > free { // before a descriptor is used up
+			return nil, spaceErr(fmt.Errorf("%d bytes wanted, %d of memory available: %w", size, free, unix.ENOSPC))
+		}
 	}
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate("shm", flags|unix.MFD_NOEXEC_SEAL)
@@ -423,31 +466,34 @@ func (o *object) prepareAnonymous(size int64, sparse bool) error {
 
 func (o *object) isSealed() bool { return o.sealed }
 
-// available reports whether size bytes of memory can be had. Anonymous memory
-// has no file system that is full in time: to reserve more than there is calls
-// the OOM killer. Where the amount is small enough not to matter, or the system
-// does not say, the answer is yes.
-func available(size int64) bool {
+// availableMemory returns how many bytes of memory can be allocated. Anonymous
+// memory has no file system that is full in time: to reserve more than there is
+// calls the OOM killer. It is unknown where size is too small to matter and where
+// the system does not say.
+func availableMemory(size int64) (free int64, known bool) {
 	const little = 16 << 20
 	if size < little {
-		return true
+		return 0, false
 	}
 	f, err := os.Open("/proc/meminfo") // proc(5)
 	if err != nil {
-		return true
+		return 0, false
 	}
 	defer f.Close()
-	var free, kib int64
-	var found bool
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	return parseMeminfo(f)
+}
+
+// parseMeminfo returns what MemAvailable and SwapFree come to. What is not a
+// number says nothing.
+func parseMeminfo(r io.Reader) (free int64, known bool) {
+	for lines := bufio.NewScanner(r); lines.Scan(); {
 		var key string
-		fmt.Sscan(lines.Text(), &key, &kib)
-		if key == "MemAvailable:" || key == "SwapFree:" {
-			found = true
-			free += kib << 10
+		var kib int64
+		if _, err := fmt.Sscan(lines.Text(), &key, &kib); err == nil && (key == "MemAvailable:" || key == "SwapFree:") {
+			free, known = free+kib<<10, true
 		}
 	}
-	return !found || size <= free
+	return free, known
 }
 
 // fromFD returns a handle of its own on the object that fd is open on, for

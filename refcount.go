@@ -237,6 +237,11 @@ type again struct{ error }
 
 func (e again) Unwrap() error { return e.error }
 
+// never marks ErrNoSpace for a size that is too large whatever others release.
+type never struct{ error }
+
+func (e never) Unwrap() error { return e.error }
+
 // soon marks ErrBusy, and no other error, with again.
 func soon(err error) error {
 	if errors.Is(err, ErrBusy) {
@@ -474,7 +479,8 @@ var patience = 2 * time.Second // a variable for tests alone
 // attempt is the state of one call that may have to wait, shared by all loops in
 // which it does.
 type attempt struct {
-	left time.Duration // what its pauses may still come to
+	left   time.Duration // what its pauses may still come to
+	reaped bool          // it has looked for stale blocks to make room
 }
 
 func newAttempt() *attempt { return &attempt{left: patience} }
@@ -482,13 +488,13 @@ func newAttempt() *attempt { return &attempt{left: patience} }
 // retry calls f until it returns an error that is not again, or nil, or the
 // attempt has no patience left. It then returns what the last again was for.
 //
-// The pauses are added up and the clock is not asked: while this process, its
-// container or the machine is frozen, or too busy to run the process that holds
-// the mutex, time passes in which nothing could change. The less patience is
-// left, the shorter the pauses, so that a process that has waited for long comes
-// before those that begin to wait.
+// The pauses are added up, and how much longer than intended they took counts for
+// a millisecond at most: while this process, its container or the machine is
+// frozen, or too busy to run the process that holds the mutex, time passes in
+// which nothing could change. The less patience is left, the shorter the pauses,
+// so that a process that has waited for long comes before those that begin to.
 func (t *attempt) retry(f func() error) error {
-	const first, most, steps = 20 * time.Microsecond, 5 * time.Millisecond, 400
+	const first, most, steps = 20 * time.Microsecond, 10 * time.Millisecond, 200
 	for pause := first; ; pause = min(2*pause, most, max(t.left/steps, first)) {
 		err := f()
 		var transient again
@@ -499,9 +505,9 @@ func (t *attempt) retry(f func() error) error {
 			return transient.error
 		}
 		// Processes that begin to wait together do not go on together.
-		jittered := pause/2 + rand.N(pause)
-		t.left -= jittered
+		start, jittered := time.Now(), pause/2+rand.N(pause)
 		time.Sleep(jittered)
+		t.left -= min(time.Since(start), jittered+time.Millisecond)
 	}
 }
 

@@ -88,7 +88,6 @@ func TestFrozenWaiter(t *testing.T) {
 
 // crowdProgram attaches to a block and leaves it, again and again.
 var crowdProgram = proctest.Register("crowd", func(p *proctest.Parent) error {
-	shm.Patience(200 * time.Millisecond) // a tenth of what it is
 	p.Say("ready")
 	if _, err := p.Hear(); err != nil {
 		return err

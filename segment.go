@@ -158,13 +158,14 @@ type attachment struct {
 // block has; see [Segment.Name]. The memory is reserved, unless the block is
 // [Sparse].
 //
-// The error is [fs.ErrExist] if there is a block of that name (a dead one is
+// The error is [fs.ErrExist] if there is a block of that name (a stale one is
 // replaced), [fs.ErrInvalid] for a bad name or option or a size below 1,
-// [ErrNoSpace] if there is not the memory or the address space for it,
+// [ErrNoSpace] if the memory or the address space for it cannot be allocated,
 // [fs.ErrPermission], [ErrBusy], or [errors.ErrUnsupported]. A Create that fails leaves
 // nothing behind.
 //
 // Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
+// Headerless with Persistent and Sparse with Prefault are fs.ErrInvalid.
 func Create(name string, size int64, opts ...Option) (*Segment, error) {
 	a, err := create(newAttempt(), name, size, opts)
 	if err != nil {
@@ -193,14 +194,18 @@ func Open(name string, opts ...Option) (*Segment, error) {
 }
 
 // OpenOrCreate attaches to the block called name, or creates it if there is
-// none, and reports which. Size and options count for a block that is created;
-// an existing one keeps its own Cap. If several processes call OpenOrCreate at
-// once, one of them creates the block and the others attach to it.
+// none, and reports which. An existing block keeps its own Cap, permissions and
+// other properties: size and options are checked, but only used to create one.
+// If several processes call OpenOrCreate at once, one of them creates the block
+// and the others attach to it. If name is empty, OpenOrCreate is Create.
 //
-// Errors and options are those of [Create] and of [Open]. [fs.ErrExist] is a
-// dead block that this process may not remove, because it is another user's.
-// [ErrNoSpace] comes after about two seconds: until then the memory can be what
-// another process is creating the block with.
+// The errors are those of [Create] and [Open], with two exceptions.
+// [fs.ErrExist] is returned for a stale block that this process may not remove,
+// because it belongs to another user. [ErrNoSpace] is returned after about two
+// seconds, because until then the memory can be what another process needs to
+// create the block; for a size that can never fit it is returned at once.
+//
+// Options: those of Create. A block to be opened [ReadOnly] is not created.
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
 	if err != nil {
@@ -211,6 +216,9 @@ func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, create
 
 func openOrCreate(name string, size int64, opts []Option) (a *attachment, created bool, err error) {
 	c, err := newConfig(opts, createOptions)
+	if err == nil {
+		err = checkSize(size)
+	}
 	if err != nil {
 		return nil, false, err
 	}
@@ -228,7 +236,8 @@ func openOrCreate(name string, size int64, opts []Option) (a *attachment, create
 			}
 		}
 		a, err = create(t, name, size, opts)
-		if name != "" && (errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace)) {
+		raced := errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace) && !errors.As(err, new(never))
+		if name != "" && raced {
 			return again{err} // created by another process in the meantime, or about to be
 		}
 		created = err == nil
@@ -269,7 +278,8 @@ func create(t *attempt, name string, size int64, opts []Option) (*attachment, er
 // newBlock makes a block called name.
 func newBlock(t *attempt, name string, size int64, c config) (*attachment, error) {
 	a, err := prepare(t, name, size, c)
-	if errors.Is(err, ErrNoSpace) {
+	if errors.Is(err, ErrNoSpace) && !errors.As(err, new(never)) && !t.reaped {
+		t.reaped = true // once, for it reads the whole directory
 		if names, _ := Reap(); len(names) > 0 {
 			a, err = prepare(t, name, size, c)
 		}
@@ -904,7 +914,7 @@ func checkSize(size int64) error {
 	case size <= 0:
 		return fmt.Errorf("%w: size %d", fs.ErrInvalid, size)
 	case size > math.MaxInt-maxHeaderSize:
-		return fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
+		return never{fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)}
 	}
 	return nil
 }
