@@ -61,9 +61,7 @@ func TestUncounted(t *testing.T) {
 		mustLead(t, name, id)
 		// The stranger may not unlink. What it leaves is dead for all others.
 		stranger.must("closed", "close")
-		if info, err := shm.Stat(name); err == nil && !info.Dead() {
-			t.Errorf("not dead: %+v", info)
-		}
+		mustBeDead(t, name)
 		mustNotExist(t, name)
 	}
 }

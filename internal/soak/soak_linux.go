@@ -262,8 +262,14 @@ func look(how int, name string) error {
 		}
 		return seg.Close()
 	case 2:
-		if names, err := shm.Reap(); err != nil {
-			return fmt.Errorf("reaped %s: %w", strings.Join(names, " "), err)
+		// A block that another program is just reaping is passed over.
+		for end := time.Now().Add(time.Minute); ; {
+			if names, err := shm.Reap(); err != nil {
+				return fmt.Errorf("reaped %s: %w", strings.Join(names, " "), err)
+			}
+			if _, err := shm.Stat(name); errors.Is(err, fs.ErrNotExist) || time.Now().After(end) {
+				return nil
+			}
 		}
 	}
 	return nil
