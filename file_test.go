@@ -378,9 +378,28 @@ func opened(t testing.TB) func(*os.File, error) *os.File {
 	}
 }
 
+// diskDir returns a new directory on a disk: on some systems /tmp is a tmpfs.
+func diskDir(t testing.TB) string {
+	t.Helper()
+	const tmpfs = 0x01021994 // of Linux
+	for _, parent := range []string{"", "/var/tmp"} {
+		dir, err := os.MkdirTemp(parent, "shm-test-")
+		if err != nil {
+			continue
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		var sfs unix.Statfs_t
+		if err := unix.Statfs(dir, &sfs); err == nil && sfs.Type != tmpfs {
+			return dir
+		}
+	}
+	t.Skip("no directory for temporary files on a disk: set TMPDIR to one")
+	return ""
+}
+
 func onDisk(t testing.TB, content []byte) *os.File {
 	t.Helper()
-	f := opened(t)(os.CreateTemp(t.TempDir(), ""))
+	f := opened(t)(os.CreateTemp(diskDir(t), ""))
 	if _, err := f.Write(content); err != nil {
 		t.Fatal(err)
 	}

@@ -36,16 +36,42 @@ import (
 // mounted with the options given, and reports whether this is that process.
 func privately(t *testing.T, fstype, options string) bool {
 	t.Helper()
-	mustRoot(t, "mount file systems")
 	inside := apart(t, "", func(cmd *exec.Cmd) {
-		// With CLONE_NEWNS all mounts are made private.
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		cmd.SysProcAttr = mayMount()
+		if cmd.SysProcAttr == nil {
+			t.Skip("this user cannot mount file systems, not even in a user namespace: run the tests as root")
+		}
 	})
 	if inside {
 		mount(t, fstype, "/dev/shm", options)
 	}
 	return inside
 }
+
+// mountProgram reports by its exit status whether it could mount a /dev/shm.
+var mountProgram = proctest.Register("mount", func(*proctest.Parent) error {
+	return unix.Mount("shmtest", "/dev/shm", "tmpfs", 0, "")
+})
+
+// mayMount returns how to start a process that can mount file systems for itself
+// alone: as root, or in a user namespace. It returns nil if neither works, as in
+// most containers.
+var mayMount = sync.OnceValue(func() *syscall.SysProcAttr {
+	// With CLONE_NEWNS all mounts are made private.
+	attr := &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if uid, gid := os.Getuid(), os.Getgid(); uid != 0 {
+		attr.Cloneflags = syscall.CLONE_NEWUSER
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+		attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
+	}
+	cmd := proctest.Command(mountProgram)
+	cmd.SysProcAttr = attr
+	if cmd.Run() != nil {
+		return nil
+	}
+	return attr
+})
 
 // mount covers target, for the time of the test, in a process of privately.
 func mount(t *testing.T, fstype, target, options string) {
@@ -342,6 +368,7 @@ func TestWithoutShm(t *testing.T) {
 // TestForbiddenShm has a /dev/shm that is closed to other users.
 func TestForbiddenShm(t *testing.T) {
 	if os.Getenv("SHM_FORBIDDEN") == "" {
+		mustRoot(t, "start processes of another user")
 		if privately(t, "tmpfs", "mode=0700") {
 			seg := block(t, 10, shm.Perm(0o666))
 			cmd := exec.Command("/proc/self/exe", "-test.run", "^TestForbiddenShm$")
@@ -370,15 +397,11 @@ func TestNotTmpfs(t *testing.T) {
 	}
 	t.Run("ramfs", func(t *testing.T) { notTmpfs(t, errors.ErrUnsupported) }) // which cannot reserve
 	t.Run("disk", func(t *testing.T) {
-		dir := t.TempDir()
+		dir := diskDir(t)
 		if err := unix.Mount(dir, "/dev/shm", "", unix.MS_BIND, ""); err != nil {
 			t.Fatal(err)
 		}
 		defer unix.Unmount("/dev/shm", unix.MNT_DETACH)
-		var sfs unix.Statfs_t
-		if err := unix.Statfs(dir, &sfs); err != nil || sfs.Type == unix.TMPFS_MAGIC {
-			t.Skipf("the directory for temporary files is a tmpfs: set TMPDIR to one on a disk")
-		}
 		notTmpfs(t, nil)
 	})
 }
@@ -679,7 +702,7 @@ func TestFileSizeLimit(t *testing.T) {
 		return
 	}
 	seg := block(t, 4<<20)
-	name := seg.Name()
+	name, limited := seg.Name(), unique(t)
 	path := filepath.Join(t.TempDir(), "input")
 	if err := os.WriteFile(path, noise(1<<20-4096), 0o600); err != nil {
 		t.Fatal(err)
@@ -692,10 +715,10 @@ func TestFileSizeLimit(t *testing.T) {
 	restore := limit(t, syscall.RLIMIT_FSIZE, 1<<20)
 	defer restore()
 	for _, opts := range [][]shm.Option{nil, {shm.Sparse()}, {shm.Headerless()}} {
-		wantErr(t, "Create", tryCreate("limited", 2<<20, opts...), "limited", shm.ErrNoSpace)
-		mustBeFree(t, "limited")
+		wantErr(t, "Create", tryCreate(limited, 2<<20, opts...), limited, shm.ErrNoSpace)
+		mustBeFree(t, limited)
 	}
-	if err := tryCreate("limited", 1<<20-4096); err != nil {
+	if err := tryCreate(limited, 1<<20-4096); err != nil {
 		t.Error(err)
 	}
 	// What is there already can be used.
