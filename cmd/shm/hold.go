@@ -29,7 +29,7 @@ or SIGTERM, with exit status 0.
 
 With CMD, hold runs it and ends when it ends, with its exit status: 126 or 127
 if CMD could not be started, 128 and the number of the signal if one ended it.
-Hold passes SIGTERM and SIGHUP on to CMD, and leaves Ctrl-C to it.`,
+` + signalHelp,
 		Example: `  shm hold frames &
   shm hold frames --size 64MiB -- ./server --shm frames`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -90,6 +90,11 @@ func holdUntil(ctx context.Context, seg *shm.Segment, out io.Writer) error {
 	return seg.Close()
 }
 
+// signalHelp says for hold and run what runCommand does with signals.
+const signalHelp = `It forwards SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGALRM to
+CMD, except SIGINT and SIGQUIT while it is in the foreground of a terminal, which
+sends Ctrl-C and Ctrl-\ to CMD itself.`
+
 // runCommand runs a command, as prepare has changed it, to its end and returns
 // how it ended.
 func runCommand(args []string, prepare func(*exec.Cmd)) error {
@@ -97,10 +102,10 @@ func runCommand(args []string, prepare func(*exec.Cmd)) error {
 	prepare(cmd)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 
-	// The terminal sends Ctrl-C to the command as well, so that is not passed
-	// on; but here it must not end us, who are to outlast the command.
+	// No signal that is forwarded may end this process, which must outlast the
+	// command.
 	signals := make(chan os.Signal, 8)
-	notify(signals)
+	notify(signals, forwarded...)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, "shm:", err)
@@ -114,7 +119,9 @@ func runCommand(args []string, prepare func(*exec.Cmd)) error {
 	for {
 		select {
 		case sig := <-signals:
-			if sig != os.Interrupt {
+			// The terminal sends the signals of its keys to the command as well,
+			// which must not get them twice.
+			if key := sig == os.Interrupt || sig == syscall.SIGQUIT; !key || !inForeground() {
 				cmd.Process.Signal(sig)
 			}
 		case err := <-done:

@@ -210,11 +210,11 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// notify relays the signals that ask a command to end. Those that the command
-// was started to ignore, by nohup or as a job in the background of a script,
-// stay ignored, here and in what hold runs.
-func notify(signals chan<- os.Signal) {
-	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+// notify relays the signals that ask a command to end, and others. Those that
+// the command was started to ignore, by nohup or as a job in the background of a
+// script, stay ignored, here and in what hold runs.
+func notify(signals chan<- os.Signal, others ...os.Signal) {
+	for _, sig := range append([]os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}, others...) {
 		if !signal.Ignored(sig) {
 			signal.Notify(signals, sig)
 		}

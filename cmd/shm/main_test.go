@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -27,7 +29,7 @@ func TestMain(m *testing.M) {
 	// Under -race every process sleeps for a second before it exits, unless told
 	// otherwise, and there are hundreds.
 	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
-	testscript.Main(m, map[string]func(){"shm": main, "client": client}) // and puts them into PATH
+	testscript.Main(m, map[string]func(){"shm": main, "client": client, "signals": signals}) // and puts them into PATH
 }
 
 func TestScripts(t *testing.T) {
@@ -182,14 +184,14 @@ func TestIgnoredSignals(t *testing.T) {
 	skipUnsupported(t)
 	const ignoring = `trap "" HUP INT; exec "$@"`
 	name := newName(t)
-	put := startCommand(t, exec.Command("sh", "-c", ignoring, "sh", "shm", "put", name))
+	put := startCommand(t, command(t, "sh", "-c", ignoring, "sh", "shm", "put", name))
 	put.write(make([]byte, 1<<20)) // more than a pipe holds: put has begun
 	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
 		put.Process.Signal(sig)
 	}
 	put.expectStatus(128 + int(syscall.SIGTERM))
 
-	hold := startCommand(t, exec.Command("sh", "-c", ignoring, "sh", "shm", "hold", name, "--size", "64KiB", "--",
+	hold := startCommand(t, command(t, "sh", "-c", ignoring, "sh", "shm", "hold", name, "--size", "64KiB", "--",
 		"sh", "-c", "kill -HUP $$; kill -INT $$; echo alive"))
 	hold.expect("alive")
 	hold.expectStatus(0)
@@ -311,7 +313,7 @@ func wantGone(t *testing.T, name string) {
 // output runs shm to its end and returns its standard output.
 func output(t *testing.T, in io.Reader, status int, args ...string) []byte {
 	t.Helper()
-	cmd := exec.Command("shm", args...)
+	cmd := command(t, "shm", args...)
 	cmd.Stdin = in
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -322,6 +324,19 @@ func output(t *testing.T, in io.Reader, status int, args ...string) []byte {
 	return out
 }
 
+// patience is how long anything that a test waits for may take.
+const patience = time.Minute
+
+// command returns a command that is killed if it takes too long.
+func command(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = time.Second // for those it has left behind with its output
+	return cmd
+}
+
 // process is a shm that runs beside the test, and is killed with it.
 type process struct {
 	*exec.Cmd
@@ -330,11 +345,15 @@ type process struct {
 	out      *bufio.Reader
 	closeOut func() error
 	stderr   bytes.Buffer
+	waited   sync.Once
 }
+
+// Wait is that of exec.Cmd, and does nothing when called again.
+func (p *process) Wait() { p.waited.Do(func() { p.Cmd.Wait() }) }
 
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	return startCommand(t, exec.Command("shm", args...))
+	return startCommand(t, command(t, "shm", args...))
 }
 
 func startCommand(t *testing.T, cmd *exec.Cmd) *process {
@@ -354,10 +373,8 @@ func startCommand(t *testing.T, cmd *exec.Cmd) *process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if p.ProcessState == nil {
-			p.Process.Kill()
-			p.Wait()
-		}
+		p.Process.Kill()
+		p.Wait()
 	})
 	return p
 }

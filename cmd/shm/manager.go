@@ -67,9 +67,11 @@ children find by the environment variable SHM_MANAGER: manager.Dial(ctx, "") of
 the Go package connects to it. When CMD ends, so do the manager and all blocks.
 
 Run exits as CMD does: 126 or 127 if CMD could not be started, 128 and the number
-of the signal if one ended it. It passes SIGTERM and SIGHUP on to CMD, and leaves
-Ctrl-C to it. If run itself is killed, CMD is killed as well (on Linux; on
-Windows with all it has started), and no block is left.`,
+of the signal if one ended it. If run itself is killed, CMD is killed as well (on
+Linux, unless CMD has changed its user; on Windows with all it has started), and
+no block is left.
+
+` + signalHelp,
 		Example: `  shm run -- ./pipeline.sh
   shm run --max-bytes 8GiB -- make -j8 test`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -7,9 +7,6 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// killedStatus is what package os says of a process that Kill has ended.
-const killedStatus = "exit status 1"
-
 // dieWithUs has the system kill the command, and all that it starts, when this
 // process ends before it calls survive: they are in a job whose only handle is
 // this process's. If there can be none, they are not killed.
