@@ -13,12 +13,13 @@ import (
 // access to a mapping therefore runs where that has been asked for.
 
 // faultAt returns where in the mapping the fault was that r, from recover, came
-// of. It lets all other panics go on, and returns -1 for runtime.Goexit.
+// of. It lets all other panics go on, and returns -1 if r is nil.
 func (a *attachment) faultAt(r any) int {
 	if r == nil {
 		return -1
 	}
-	if fault, ok := r.(interface{ Addr() uintptr }); ok { // debug.SetPanicOnFault
+	// debug.SetPanicOnFault names no type; a program can have one that looks alike.
+	if fault, ok := r.(interface{ Addr() uintptr }); ok && packageOf(r) == "runtime" {
 		if at := raw.Index(a.mem, fault.Addr()); at >= 0 {
 			return at
 		}
@@ -30,12 +31,17 @@ func (a *attachment) faultAt(r any) int {
 // was not possible, otherwise what f returns.
 func (a *attachment) guard(f func() error) error {
 	at, err := a.try(f)
+	if at < 0 { // f has panicked with nil: after runtime.Goexit nothing gets here
+		panic(nil)
+	}
 	if err == ErrFault {
 		err = a.faultReason(int64(at))
 	}
 	return err
 }
 
+// try is guard, with ErrFault for a fault and where it was, and at < 0 if f
+// ended otherwise without a value to recover.
 func (a *attachment) try(f func() error) (at int, err error) {
 	before := debug.SetPanicOnFault(true)
 	done := false

@@ -1,6 +1,7 @@
 package shm_test
 
 import (
+	"errors"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // TestAnonymousConcurrent uses new anonymous blocks from several goroutines at
@@ -171,4 +173,83 @@ func TestBytesAfterClose(t *testing.T) {
 			})
 		}
 	}
+}
+
+// ownFault is an error of the program's own that looks like the one of the
+// runtime that says where a fault was.
+type ownFault struct{ addr uintptr }
+
+func (f ownFault) Error() string { return "own fault" }
+func (f ownFault) RuntimeError() {}
+func (f ownFault) Addr() uintptr { return f.addr }
+
+// ownAddress is the same without being a runtime.Error.
+type ownAddress uintptr
+
+func (f ownAddress) Addr() uintptr { return uintptr(f) }
+
+// TestViewForeignFault has the function of View panic with values that have an
+// address in the block, and are not the runtime's: they are its own.
+func TestViewForeignFault(t *testing.T) {
+	seg := block(t, 100)
+	for what, make := range map[string]func(addr uintptr) any{
+		"error":         func(addr uintptr) any { return ownFault{addr} },
+		"pointer":       func(addr uintptr) any { return &ownFault{addr} },
+		"address":       func(addr uintptr) any { return ownAddress(addr) },
+		"runtime.Error": func(addr uintptr) any { return struct{ runtime.Error }{ownFault{addr}} },
+	} {
+		t.Run(what, func(t *testing.T) {
+			var want any
+			defer func() {
+				if r := recover(); r != want || r == nil {
+					t.Errorf("recovered %v, want %v", r, want)
+				}
+			}()
+			err := seg.View(func(b []byte) error {
+				want = make(uintptr(raw.Pointer(b)))
+				panic(want)
+			})
+			t.Errorf("View returned %v", err)
+		})
+	}
+}
+
+// nilPanic reports whether View returns although its function panics with nil,
+// in a process in which recover returns nil for that.
+var nilPanic = proctest.Register("nil panic", func(p *proctest.Parent) error {
+	seg, err := shm.Create("", 100)
+	if err != nil {
+		return err
+	}
+	defer seg.Close()
+	returned := false
+	func() {
+		defer func() {
+			if r := recover(); r != nil {
+				err = errors.New("recover returns something")
+			}
+		}()
+		seg.View(func([]byte) error {
+			var nothing any
+			panic(nothing)
+		})
+		returned = true
+	}()
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		seg.View(func([]byte) error { runtime.Goexit(); return nil })
+		err = errors.New("Goexit does not end the goroutine")
+	}()
+	<-done
+	if returned {
+		err = errors.New("View returns")
+	}
+	return err
+})
+
+func TestViewNilPanic(t *testing.T) {
+	cmd := proctest.Command(nilPanic)
+	cmd.Env = append(cmd.Env, "GODEBUG=panicnil=1")
+	proctest.StartCommand(t, cmd).Wait()
 }
