@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 
 	"github.com/shmkit/shm"
@@ -139,4 +141,29 @@ func ExampleStat() {
 	info, err := shm.Stat("example-stat")
 	fmt.Println(info.Size, info.Refs, info.Attached, info.Mode, err)
 	// Output: 100 1 true -rw------- <nil>
+}
+
+// Handlers run at the same time, and each needs an offset of its own.
+func ExampleSegment_serveContent() {
+	seg, err := shm.Create("", 16)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer seg.Close()
+	seg.WriteString("0123456789abcdef")
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		info, err := seg.Stat()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		http.ServeContent(w, r, "block.bin", info.ModTime(), io.NewSectionReader(seg, 0, info.Size()))
+	}
+
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Range", "bytes=10-")
+	w := httptest.NewRecorder()
+	handler(w, r)
+	fmt.Println(w.Code, w.Body)
+	// Output: 206 abcdef
 }

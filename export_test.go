@@ -65,3 +65,10 @@ func HoldMutex(t testing.TB, seg *Segment) (release func()) {
 // Revocable returns how much address space Close keeps from use for slices from
 // Bytes, and as much again for short copies in progress.
 func Revocable() int64 { return revocable() }
+
+// HoldOffset calls f while the offset of seg is held, as by a Read in progress.
+func HoldOffset(seg *Segment, f func()) {
+	seg.h.mu.Lock()
+	defer seg.h.mu.Unlock()
+	f()
+}

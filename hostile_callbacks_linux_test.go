@@ -64,14 +64,6 @@ func mustKeepNothing(t testing.TB, kept func() []string) {
 	}
 }
 
-type readFunc func(p []byte) (int, error)
-
-func (f readFunc) Read(p []byte) (int, error) { return f(p) }
-
-type writeFunc func(p []byte) (int, error)
-
-func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
-
 // TestCallbacks has functions, Readers and Writers of the program's own do what
 // they can to keep a Segment from being closed, or from being used further.
 func TestCallbacks(t *testing.T) {

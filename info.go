@@ -79,9 +79,10 @@ func refCount(h header) int {
 	return int(min(h.count().Load(), math.MaxInt32))
 }
 
-// Stat returns what is known of the block. The Sys method of the result
-// returns an [*Info]; its ModTime is that of the system, which stores to mapped
-// memory do not change.
+// Stat returns what is known of the block. The Sys method of the result returns
+// an [*Info]. The ModTime is zero: writes to shared memory leave no time, so no
+// other could tell a copy of the block that is out of date, as
+// [net/http.ServeContent] would have it do.
 //
 // The error is [ErrFault] if another program has truncated the block, or
 // [fs.ErrClosed].
@@ -166,6 +167,6 @@ type fileInfo struct{ info *Info }
 func (f fileInfo) Name() string       { return f.info.Name }
 func (f fileInfo) Size() int64        { return f.info.Size }
 func (f fileInfo) Mode() fs.FileMode  { return f.info.Mode }
-func (f fileInfo) ModTime() time.Time { return f.info.ModTime }
+func (f fileInfo) ModTime() time.Time { return time.Time{} } // see Segment.Stat
 func (f fileInfo) IsDir() bool        { return false }
 func (f fileInfo) Sys() any           { return f.info }

@@ -14,7 +14,8 @@ import (
 // ReadAt implements [io.ReaderAt]: it copies the bytes of the block from offset
 // off on into p. It returns [io.EOF] if Size comes before the end of p,
 // [fs.ErrInvalid] for a negative offset, [fs.ErrClosed], or [ErrFault] with the
-// number of bytes that could be copied.
+// number of bytes that could be copied. If p is empty, it returns 0 and nil for
+// every other offset, also beyond Size.
 func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
 	if s == nil {
 		return s.readGated(p, off)
@@ -59,6 +60,9 @@ func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 // zero. What does not fit Cap is not written, and the error is then [ErrFull].
 // Other errors are [ErrReadOnly], [fs.ErrInvalid] for a negative offset,
 // [fs.ErrClosed], and [ErrFault] with the number of bytes that could be copied.
+//
+// If p is empty, WriteAt changes nothing, at whatever offset: it does not raise
+// Size. It still returns [ErrReadOnly] if the Segment is [ReadOnly].
 func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
 	if s == nil {
 		return s.writeGated(p, off)
@@ -178,9 +182,10 @@ func (h *handle) seek(offset int64, whence int) (int64, error) {
 //
 // A w that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn] is written
 // to straight from the block's memory, and a hash of the standard library reads
-// that itself; any other gets the bytes in pieces, from a buffer, so that it need
-// not be trusted with the memory. The block can be closed while w blocks; WriteTo
-// then returns [fs.ErrClosed] when w is done.
+// that itself; any other gets the bytes in pieces of 128 KiB, from a buffer, so
+// that it need not be trusted with the memory. The buffer given to [io.CopyBuffer]
+// is not used. The block can be closed while w blocks; WriteTo then returns
+// [fs.ErrClosed] when w is done.
 func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
 	if c := rawConn(w); c != nil {
 		n, err = s.writeToConn(c)

@@ -59,6 +59,14 @@ func filled(t testing.TB, capacity int64, content []byte) *shm.Segment {
 	return seg
 }
 
+type readFunc func(p []byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
+type writeFunc func(p []byte) (int, error)
+
+func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
+
 func content(t testing.TB, seg *shm.Segment) []byte {
 	t.Helper()
 	got, err := io.ReadAll(io.NewSectionReader(seg, 0, math.MaxInt64))

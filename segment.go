@@ -53,6 +53,8 @@
 //
 // All functions and methods are safe for concurrent use. Read, Write, Seek and
 // the methods that build on them share one offset; ReadAt and WriteAt have none.
+// Several readers at once, such as HTTP handlers, each need an offset of their
+// own: give each an [io.NewSectionReader] of the Segment.
 // Close takes effect at once while other calls are in progress. They finish, or
 // return [fs.ErrClosed] if it overtakes them; a write may then have stored some
 // of its bytes. Calls that begin later return fs.ErrClosed.
@@ -95,6 +97,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math"
 	"runtime"
 	"slices"
@@ -112,6 +115,11 @@ import (
 // [io.Seeker], [io.Closer], [io.ReaderAt], [io.WriterAt], [io.ReaderFrom],
 // [io.WriterTo], [io.ByteReader], [io.ByteWriter], [io.StringWriter] and
 // [fs.File].
+//
+// Some functions close what they read, such as the transport of an
+// [net/http.Request] its body, and that can be the last Close. Some read at the
+// same time as others, such as [net/http.ServeContent] in a handler. Pass them
+// io.NewSectionReader(seg, 0, seg.Size()), and set the ContentLength of a request.
 //
 // It can be embedded in other types. The methods of a nil Segment, and of the
 // zero Segment, return [fs.ErrInvalid].
@@ -551,6 +559,55 @@ func (s *Segment) Name() string {
 	return s.h.name
 }
 
+// String returns the name, Size, Cap and state of the Segment, for people to read.
+// It does not wait for other calls, and works on a nil or closed Segment as well.
+func (s *Segment) String() string {
+	switch {
+	case s == nil:
+		return "Segment <nil>"
+	case s.h == nil:
+		return "Segment <zero>"
+	}
+	switch size, state := s.state(); state {
+	case stateOpen:
+		return fmt.Sprintf("Segment %q (%d of %d bytes)", s.Name(), size, s.Cap())
+	case stateClosed:
+		return fmt.Sprintf("Segment %q (%d bytes, %s)", s.Name(), s.Cap(), state)
+	default:
+		return fmt.Sprintf("Segment %q (%d of %d bytes, %s)", s.Name(), size, s.Cap(), state)
+	}
+}
+
+// LogValue implements [slog.LogValuer]: a group of what String returns.
+func (s *Segment) LogValue() slog.Value {
+	if s == nil || s.h == nil {
+		return slog.StringValue(s.String())
+	}
+	size, state := s.state()
+	return slog.GroupValue(slog.String("name", s.Name()), slog.Int64("size", size),
+		slog.Int64("cap", s.Cap()), slog.String("state", state))
+}
+
+// Of a Segment, as String and LogValue say it.
+const (
+	stateOpen     = "open"
+	stateReadOnly = "read-only"
+	stateClosed   = "closed"
+)
+
+func (s *Segment) state() (size int64, state string) {
+	h, token, err := s.enter("string")
+	if err != nil {
+		return 0, stateClosed
+	}
+	defer h.leave(token)
+	size, _ = h.size()
+	if h.readOnly {
+		return size, stateReadOnly
+	}
+	return size, stateOpen
+}
+
 // Cap returns how many bytes the block can hold, which never changes.
 func (s *Segment) Cap() int64 {
 	if s == nil || s.h == nil {
@@ -930,4 +987,6 @@ var _ interface {
 	io.ByteWriter
 	io.StringWriter
 	fs.File
+	fmt.Stringer
+	slog.LogValuer
 } = (*Segment)(nil)
