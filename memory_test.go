@@ -11,8 +11,10 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -442,5 +444,83 @@ func TestStringWaitsForNothing(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCloseUnderCopy closes Segments while goroutines copy without the gate, and
+// makes a new block at once. Copies that Close overtakes end with fs.ErrClosed,
+// and none reaches the new block. The race detector has all copies go by the
+// gate, so this is for the build without it.
+func TestCloseUnderCopy(t *testing.T) {
+	if !shm.Quick(block(t, 1)) {
+		t.Skip("all copies go by the gate")
+	}
+	const size = 16 << 10 // as much as is copied without it
+	var overtaken atomic.Int64
+	for range rounds(100) {
+		const old, new = 0xaa, 0x55
+		seg := block(t, size)
+		peer := attach(t, seg.Name())
+		fill := bytes.Repeat([]byte{old}, size)
+		if _, err := seg.WriteAt(fill, 0); err != nil || !shm.Quick(seg) {
+			t.Fatalf("quick: %v, %v", shm.Quick(seg), err)
+		}
+		var closing atomic.Bool
+		var all sync.WaitGroup
+		started := make(chan bool, 4)
+		for i := range cap(started) {
+			p := slices.Clone(fill)
+			all.Go(func() {
+				for first := true; ; first = false {
+					before := !closing.Load()
+					var n int
+					var err error
+					if i%2 == 0 {
+						clear(p)
+						n, err = seg.ReadAt(p, 0)
+					} else {
+						n, err = seg.WriteAt(p, 0)
+					}
+					if first {
+						started <- true
+					}
+					if errors.Is(err, fs.ErrClosed) {
+						if n != 0 {
+							t.Errorf("%d bytes of a closed Segment", n)
+						}
+						if before {
+							overtaken.Add(1)
+						}
+						return
+					}
+					if n != size || err != nil || !bytes.Equal(p, fill) {
+						t.Errorf("%d bytes, %v, equal: %v", n, err, bytes.Equal(p, fill))
+						return
+					}
+				}
+			})
+		}
+		for range cap(started) {
+			<-started
+		}
+		closing.Store(true)
+		if err := seg.Close(); err != nil {
+			t.Error(err)
+		}
+		next := block(t, size)
+		next.WriteAt(bytes.Repeat([]byte{new}, size), 0)
+		all.Wait()
+		if got := content(t, next); bytes.Count(got, []byte{new}) != size {
+			t.Fatal("a copy has reached the next block")
+		}
+		if !bytes.Equal(content(t, peer), fill) {
+			t.Fatal("the old block has changed")
+		}
+		next.Close()
+		peer.Close()
+	}
+	t.Logf("%d copies were overtaken", overtaken.Load())
+	if overtaken.Load() == 0 && runtime.GOMAXPROCS(0) > 1 {
+		t.Error("Close has not overtaken any copy")
 	}
 }
