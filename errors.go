@@ -8,8 +8,11 @@ import (
 )
 
 // Errors that io/fs has no name for. All errors of this package but a bare
-// [io.EOF] are a [*fs.PathError] with the name of the block as its Path, and
-// match by [errors.Is] one of these, or fs.ErrNotExist, fs.ErrExist,
+// [io.EOF] are a [*fs.PathError]. Its Path is the name of the block without a
+// leading slash; a bad name is there as it was given. For [Anonymous] it is the
+// Label, for [FromFile] the name of the file, and "" where there is none.
+//
+// By [errors.Is] they match one of these, or fs.ErrNotExist, fs.ErrExist,
 // fs.ErrPermission, fs.ErrClosed, fs.ErrInvalid or errors.ErrUnsupported, or
 // the system's own error number (syscall.EMFILE, say).
 var (
@@ -45,6 +48,14 @@ var (
 	// this package waits.
 	ErrBusy = errors.New("block is locked by another process")
 )
+
+// nameError is pathError for a name that the caller has given.
+func nameError(op, name string, err error) error {
+	if clean, bad := checkName(name); bad == nil {
+		name = clean
+	}
+	return pathError(op, name, err)
+}
 
 // pathError makes err what all exported functions return.
 func pathError(op, name string, err error) error {

@@ -28,18 +28,18 @@ import (
 //
 // Options: [Label], [Sparse], [Prefault].
 func Anonymous(size int64, opts ...Option) (*Segment, error) {
-	a, err := anonymous(size, opts)
+	c, err := newConfig(opts, anonymousOptions)
+	var a *attachment
+	if err == nil {
+		a, err = anonymous(size, c)
+	}
 	if err != nil {
-		return nil, pathError("create", "", err)
+		return nil, pathError("create", c.label, err)
 	}
 	return &Segment{watch(a, 1)}, nil
 }
 
-func anonymous(size int64, opts []Option) (*attachment, error) {
-	c, err := newConfig(opts, anonymousOptions)
-	if err != nil {
-		return nil, err
-	}
+func anonymous(size int64, c config) (*attachment, error) {
 	if err := checkSize(size); err != nil {
 		return nil, err
 	}
@@ -87,8 +87,8 @@ func (s *Segment) File() (*os.File, error) {
 // what has no header (a pipe, a socket, a directory, a file on a disk, memory
 // of another program; but see [Headerless]); [ErrCorrupt] or [ErrVersion] if the
 // header is not to be relied on, and for an anonymous block that somebody could
-// truncate; [fs.ErrNotExist] if the block has a name, or had one, and nobody is
-// attached to it any more; [fs.ErrPermission] if f is not open for what is asked
+// truncate; [fs.ErrNotExist] if the block has or had a name and no process is
+// attached to it, unless it is [Persistent] and has its name still; [fs.ErrPermission] if f is not open for what is asked
 // for; [ErrBusy]; [ErrNoSpace]; [fs.ErrInvalid] for a nil f or a bad option;
 // [fs.ErrClosed] for a closed one; or [errors.ErrUnsupported].
 //

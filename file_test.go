@@ -233,6 +233,12 @@ func TestFromFilePersistent(t *testing.T) {
 	if err := peer.Unlink(); err != nil {
 		t.Error(err)
 	}
+	other := take(t, f) // without a name, but in use
+	if err := errors.Join(peer.Close(), other.Close()); err != nil {
+		t.Error(err)
+	}
+	mustFail(t, second(shm.FromFile(f)), f.Name(), fs.ErrNotExist)
+	mustFail(t, second(shm.FromFile(f, shm.ReadOnly())), f.Name(), fs.ErrNotExist)
 }
 
 func TestFromFileReadOnly(t *testing.T) {

@@ -26,8 +26,9 @@ type Info struct {
 	ID         [16]byte    `json:"-"`       // random; tells blocks of one name apart
 }
 
-// Dead reports whether nobody is attached to the block and the next Reap will
-// unlink it.
+// Dead reports whether the block is stale: it is not Persistent and no process is
+// attached to it. The next [Reap] that is permitted to unlinks it, unless a
+// process was stopped while it opens or closes the block and holds its mutex.
 func (i Info) Dead() bool { return !i.Headerless && !i.Persistent && !i.Attached }
 
 // objectInfo is what the system knows of a backing object.
@@ -128,7 +129,7 @@ func (a *attachment) stat() (*Info, error) {
 func Stat(name string) (*Info, error) {
 	info, err := inspect(name)
 	if err != nil {
-		return nil, pathError("stat", name, err)
+		return nil, nameError("stat", name, err)
 	}
 	return &info, nil
 }

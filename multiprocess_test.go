@@ -776,3 +776,27 @@ func TestStreamAcross(t *testing.T) {
 		mustBeGone(t, seg.Name())
 	}
 }
+
+// TestHeaderlessForStale has a stale block where a raw one is wanted.
+func TestHeaderlessForStale(t *testing.T) {
+	if shm.NamesStay {
+		t.Skip("no stale blocks on this system")
+	}
+	name := unique(t)
+	a := newAgent(t)
+	a.attach("create %s", name)
+	_, _, err := shm.OpenOrCreate(name, 100, shm.Headerless())
+	mustFail(t, err, name, fs.ErrInvalid)
+	a.Kill()
+	_, err = shm.Open(name, shm.Headerless())
+	mustFail(t, err, name, fs.ErrNotExist)
+	seg, created, err := shm.OpenOrCreate(name, 100, shm.Headerless())
+	if err != nil || !created {
+		t.Fatalf("created: %v, %v", created, err)
+	}
+	defer shm.Unlink(name)
+	defer seg.Close()
+	if info, err := shm.Stat(name); err != nil || !info.Headerless {
+		t.Errorf("Stat: %+v, %v", info, err)
+	}
+}

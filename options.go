@@ -38,7 +38,18 @@ func Perm(mode fs.FileMode) Option { return setting{option: optPerm, perm: mode}
 // other programs make them (shm_open in C, multiprocessing.shared_memory in
 // Python): all bytes are data, nothing is counted, and the block stays until
 // Unlink. Its Size is the size of the object, which some systems round up, and
-// does not change. A block with a header is not opened this way.
+// does not change. It is fs.ErrInvalid for a block with a header that is in use,
+// and together with Persistent. Who creates one unlinks it with the function:
+//
+//	seg, err := shm.Create(name, size, shm.Headerless())
+//	if err != nil {
+//		return err
+//	}
+//	defer shm.Unlink(name)
+//	defer seg.Close()
+//
+// Deferred calls run in the opposite order, and [Segment.Unlink] after Close is
+// fs.ErrClosed.
 //
 // On Windows, where CPython has its blocks too, it ends with its last
 // attachment, and Unlink is [errors.ErrUnsupported].

@@ -10,8 +10,8 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -245,7 +245,8 @@ func (o *object) statfs(sfs *unix.Statfs_t) error {
 // empty path is allowed to everybody since Linux 6.10, through /proc always.
 func (o *object) publish(name string) error {
 	err := unix.Linkat(o.fd, "", unix.AT_FDCWD, shmDir+name, unix.AT_EMPTY_PATH)
-	if errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) {
+		// ENOENT is the kernel's answer, the others are those of seccomp filters.
 		self := fmt.Sprintf("/proc/self/fd/%d", o.fd)
 		err = unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, shmDir+name, unix.AT_SYMLINK_FOLLOW)
 		if errors.Is(err, unix.ENOENT) {
@@ -574,10 +575,11 @@ func (o *object) same(p *object) bool {
 	return unix.Fstat(o.fd, &st) == nil && unix.Fstat(p.fd, &other) == nil && st.Dev == other.Dev && st.Ino == other.Ino
 }
 
-// findName returns the name that leads to the object, "" if there is none.
+// findName returns the name that leads to the object, "" if there is none. Where
+// the path says that the directory is does not matter: it can be a symbolic link.
 func (o *object) findName() string {
 	path, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", o.fd))
-	name, err := checkName(strings.TrimPrefix(path, shmDir))
+	name, err := checkName(filepath.Base(path))
 	if err != nil {
 		return ""
 	}

@@ -296,11 +296,11 @@ func (a *attachment) attach() error {
 		bury(a.obj, a.name) // whoever was attached was killed
 		return fs.ErrNotExist
 	case err == nil:
-		abandoned = true
+		abandoned = true // by processes that were killed
 	case !errors.Is(err, ErrBusy):
 		return err
 	}
-	if err := a.share(); err != nil {
+	if err := a.share(abandoned); err != nil {
 		return err
 	}
 	err := a.words(func(h header) {
@@ -324,20 +324,32 @@ func (a *attachment) attach() error {
 // that came to a dead block and looked afterwards would take each other for a
 // reason to stay.
 func (a *attachment) attachUncounted() error {
+	held, err := a.inUse(a.layout)
+	if err != nil {
+		return err
+	}
+	return a.share(!held)
+}
+
+// inUse reports whether a process is attached to the block. It returns
+// fs.ErrNotExist for a stale block; one that is not in use is Persistent.
+func (a *attachment) inUse(l layout) (bool, error) {
 	switch h, err := a.obj.holder(laneLife); {
 	case err != nil:
-		return err
-	case h == alone: // somebody is finding out whether the block is dead
-		return again{ErrBusy}
-	case h == unheld && !a.layout.persistent():
-		return fs.ErrNotExist
+		return false, err
+	case h == alone: // a process is finding out whether the block is stale
+		return false, again{ErrBusy}
+	case h == unheld && !l.persistent():
+		return false, fs.ErrNotExist
+	default:
+		return h == shared, nil
 	}
-	return a.share()
 }
 
 // share takes the life lane shared and makes sure that the block is still the
-// one its name leads to.
-func (a *attachment) share() error {
+// one its name leads to. A block that came by a file need not have a name, but
+// if it is abandoned it ended when it lost that.
+func (a *attachment) share(abandoned bool) error {
 	if err := a.obj.lock(laneLife, shared); err != nil {
 		return soon(err)
 	}
@@ -345,6 +357,8 @@ func (a *attachment) share() error {
 		return err
 	} else if !named && !a.handed {
 		return again{fs.ErrNotExist}
+	} else if !named && abandoned {
+		return fs.ErrNotExist
 	}
 	dead := false
 	if err := a.words(func(h header) { dead = h.state().Load() != stateLive }); err != nil {

@@ -1,7 +1,10 @@
+//go:build !standin
+
 package shm_test
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"syscall"
@@ -126,4 +129,24 @@ func TestCrowd(t *testing.T) {
 		c.Wait()
 	}
 	mustBeGone(t, name)
+}
+
+// TestOnePatience has a call wait in two loops for a process that was stopped. It
+// has no patience for each.
+func TestOnePatience(t *testing.T) {
+	if !undisturbed(t) {
+		return
+	}
+	const patience = 200 * time.Millisecond
+	shm.SetPatience(t, patience)
+	name := plant(t, image(t, 100)) // stale: no process is attached
+	c := proctest.Start(t, lockProgram, name, "write", "0")
+	c.Expect("held")
+	start := time.Now()
+	_, _, err := shm.OpenOrCreate(name, 100, shm.Headerless())
+	wantErr(t, "OpenOrCreate", err, name, fs.ErrExist)
+	if d := time.Since(start); d < patience/2 || d > 20*patience {
+		t.Errorf("it took %v", d)
+	}
+	c.Kill()
 }

@@ -177,7 +177,7 @@ type attachment struct {
 func Create(name string, size int64, opts ...Option) (*Segment, error) {
 	a, err := create(newAttempt(), name, size, opts)
 	if err != nil {
-		return nil, pathError("create", name, err)
+		return nil, nameError("create", name, err)
 	}
 	return &Segment{watch(a, 1)}, nil
 }
@@ -196,7 +196,7 @@ func Create(name string, size int64, opts ...Option) (*Segment, error) {
 func Open(name string, opts ...Option) (*Segment, error) {
 	a, err := open(newAttempt(), name, opts)
 	if err != nil {
-		return nil, pathError("open", name, err)
+		return nil, nameError("open", name, err)
 	}
 	return &Segment{watch(a, 1)}, nil
 }
@@ -217,7 +217,7 @@ func Open(name string, opts ...Option) (*Segment, error) {
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
 	if err != nil {
-		return nil, false, pathError("open", name, err)
+		return nil, false, nameError("open", name, err)
 	}
 	return &Segment{watch(a, 1)}, created, nil
 }
@@ -433,7 +433,16 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 }
 
 func (a *attachment) openRaw(info objectInfo, c config) error {
-	switch _, _, err := readHeader(a.obj, info.size); {
+	l, _, err := readHeader(a.obj, info.size)
+	if (err == nil || errors.Is(err, errTruncated)) && !l.anonymous() { // a stale block is none: Create replaces it
+		if err := a.obj.lockable(); err != nil {
+			return err
+		}
+		if _, err := a.inUse(l); err != nil {
+			return err
+		}
+	}
+	switch {
 	case errors.As(err, new(again)): // it may be about to get one
 		return err
 	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):
@@ -550,8 +559,9 @@ func (s *Segment) Close() error {
 }
 
 // Name returns the name of the block, without a leading slash. That of an
-// [Anonymous] block is its [Label], or the name of the file that [FromFile] had
-// it from.
+// [Anonymous] block is its [Label], or the name of the file that was passed to
+// [FromFile]. It is "" if FromFile attached to a block that had been unlinked, or
+// whose name it could not determine.
 func (s *Segment) Name() string {
 	if s == nil || s.h == nil {
 		return ""
@@ -847,7 +857,7 @@ func Unlink(name string) error {
 	if err == nil {
 		err = unlink(clean, nil)
 	}
-	return pathError("unlink", name, err)
+	return nameError("unlink", name, err)
 }
 
 // unlink takes the name away from whatever block it leads to, or, unless only
