@@ -29,8 +29,7 @@ func newHeir(t *testing.T, f *os.File, other bool) agent {
 	cmd := proctest.Command(agentProgram)
 	cmd.ExtraFiles = []*os.File{f}
 	if other {
-		cmd.Path = "/proc/self/exe" // its directory is closed to other users
-		stranger(cmd)
+		proctest.Stranger(t, cmd)
 	}
 	return agent{proctest.StartCommand(t, cmd), t}
 }

@@ -29,6 +29,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -158,9 +159,13 @@ func (c *Child) Say(format string, args ...any) {
 	}
 }
 
+// patience is how long a child may say nothing or not end before it is killed.
+const patience = 3 * time.Minute
+
 // Hear waits for a line from the child and fails the test if none comes.
 func (c *Child) Hear() string {
 	c.t.Helper()
+	defer time.AfterFunc(patience, func() { c.Process.Kill() }).Stop()
 	line, err := c.out.ReadString('\n')
 	if err != nil {
 		c.fatalf("waiting for a line from the child: %v", err)
@@ -200,6 +205,7 @@ func (c *Child) KillHear() []string {
 // Wait waits for the child to end and fails the test if it did not end well.
 func (c *Child) Wait() {
 	c.t.Helper()
+	defer time.AfterFunc(patience, func() { c.Process.Kill() }).Stop()
 	c.in.Close()
 	rest, _ := io.ReadAll(c.out)
 	c.ended = true
