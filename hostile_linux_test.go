@@ -626,7 +626,7 @@ func TestCutOff(t *testing.T) {
 		case n >= len(b):
 			want, wantCreate, wantRaw = fs.ErrNotExist, nil, fs.ErrNotExist
 		case n >= headerEnd: // it is plain that it was a block, and that nobody can use it
-			want, wantCreate, wantRaw = shm.ErrCorrupt, nil, fs.ErrNotExist
+			want, wantCreate, wantRaw = shm.ErrCorrupt, nil, fs.ErrInvalid
 		case n == 0:
 			wantRaw = shm.ErrNotSegment
 		}

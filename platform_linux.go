@@ -97,6 +97,7 @@ func (o *object) truncate(size int64) error {
 // A process that then finds too little free gives up and leaves it to the others.
 func (o *object) reserve(size int64) error {
 	const tries, longest = 8, time.Second
+	alone := 0 // tries in a row that failed though no other process took any
 	for try := range tries {
 		free, total, err := o.space()
 		if err != nil {
@@ -119,13 +120,19 @@ func (o *object) reserve(size int64) error {
 		if err := unix.Fstat(o.fd, &own); err != nil {
 			return err
 		}
-		if left, _, err := o.space(); err != nil || left+uint64(own.Blocks)*512 >= free {
-			break // nobody else took any: it is another limit
+		left, _, err := o.space()
+		if err != nil {
+			return err
 		}
 		if err := o.truncate(0); err != nil {
 			return err
 		}
-		time.Sleep(rand.N(pause))
+		if left+uint64(own.Blocks)*512 < free {
+			alone = 0
+			time.Sleep(rand.N(pause))
+		} else if alone++; alone == 2 {
+			break // it is another limit
+		}
 	}
 	return fmt.Errorf("%d bytes wanted: %w", size, unix.ENOSPC)
 }

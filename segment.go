@@ -434,7 +434,7 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 
 func (a *attachment) openRaw(info objectInfo, c config) error {
 	l, _, err := readHeader(a.obj, info.size)
-	if (err == nil || errors.Is(err, errTruncated)) && !l.anonymous() { // a stale block is none: Create replaces it
+	if err == nil && !l.anonymous() { // a stale block is none: Create replaces it
 		if err := a.obj.lockable(); err != nil {
 			return err
 		}
