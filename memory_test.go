@@ -172,6 +172,7 @@ func TestBytesAfterClose(t *testing.T) {
 					if got := c.Hear(); got != "15 faults" {
 						t.Errorf("of 15 stores the child reports %s", got)
 					}
+					c.Wait()
 				}
 				for _, seg := range blocks {
 					for i, b := range content(t, seg) {
