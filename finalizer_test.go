@@ -118,7 +118,7 @@ func TestDropHoldsNothingUp(t *testing.T) {
 				reached <- true
 				<-proceed
 			})
-			defer shm.OnLeak(previous)
+			defer func() { shm.OnLeak(previous) }()
 			var names []string
 			var release []func()
 			for range n {
