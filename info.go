@@ -1,13 +1,21 @@
 package shm
 
 import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"io/fs"
 	"math"
+	"strconv"
 	"time"
 )
 
 // Info describes a block. What the header says of it is repeated as it is: of
 // a block that another program has scribbled on, it can be wrong.
+//
+// Its JSON form is that of "shm ls --json": Mode is a string in octal, ID one in
+// hexadecimal, times that are zero are left out, and "state" is "attached",
+// "kept" (Persistent and not attached), "dead" or "raw" (Headerless).
 type Info struct {
 	Name       string      `json:"name"`
 	Size       int64       `json:"size"`     // bytes it holds
@@ -18,18 +26,71 @@ type Info struct {
 	Headerless bool        `json:"headerless"`
 	Persistent bool        `json:"persistent"`
 	Sparse     bool        `json:"sparse"`
-	Owner      int         `json:"owner"`   // user id, -1 where there is no such thing
-	Mode       fs.FileMode `json:"mode"`    // permission bits
-	ModTime    time.Time   `json:"modTime"` // as the system keeps it, zero if it does not; stores to mapped memory do not change it
-	Created    time.Time   `json:"created"` // zero for a Headerless block
-	Creator    int         `json:"creator"` // process id, as the creator saw it
-	ID         [16]byte    `json:"-"`       // random; tells blocks of one name apart
+	Owner      int         `json:"owner"`            // user id, -1 where there is no such thing
+	Mode       fs.FileMode `json:"mode"`             // permission bits
+	ModTime    time.Time   `json:"modTime,omitzero"` // as the system keeps it, zero if it does not; stores to mapped memory do not change it
+	Created    time.Time   `json:"created,omitzero"` // zero for a Headerless block
+	Creator    int         `json:"creator"`          // process id, as the creator saw it
+	ID         [16]byte    `json:"-"`                // random; tells blocks of one name apart
 }
 
 // Dead reports whether the block is stale: it is not Persistent and no process is
 // attached to it. The next [Reap] that is permitted to unlinks it, unless a
 // process was stopped while it opens or closes the block and holds its mutex.
 func (i Info) Dead() bool { return !i.Headerless && !i.Persistent && !i.Attached }
+
+func (i Info) state() string {
+	switch {
+	case i.Headerless:
+		return "raw"
+	case i.Attached:
+		return "attached"
+	case i.Persistent:
+		return "kept"
+	}
+	return "dead"
+}
+
+// infoJSON is the JSON form of an Info. Its own fields hide those of plainInfo.
+type infoJSON struct {
+	plainInfo
+	State string `json:"state"`
+	Mode  string `json:"mode"`
+	ID    string `json:"id,omitempty"` // a Headerless block has none
+}
+
+type plainInfo Info // without methods
+
+func newInfoJSON(i Info) infoJSON {
+	j := infoJSON{plainInfo: plainInfo(i), State: i.state(), Mode: fmt.Sprintf("%04o", i.Mode.Perm())}
+	if i.ID != [16]byte{} {
+		j.ID = hex.EncodeToString(i.ID[:])
+	}
+	return j
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (i Info) MarshalJSON() ([]byte, error) { return json.Marshal(newInfoJSON(i)) }
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (i *Info) UnmarshalJSON(data []byte) error {
+	j := newInfoJSON(*i)
+	if err := json.Unmarshal(data, &j); err != nil {
+		return err
+	}
+	mode, err := strconv.ParseUint(j.Mode, 8, 9)
+	if err != nil {
+		return fmt.Errorf("mode %q: not permission bits in octal: %w", j.Mode, fs.ErrInvalid)
+	}
+	id, err := hex.DecodeString(j.ID)
+	if err != nil || len(id) != 0 && len(id) != len(i.ID) {
+		return fmt.Errorf("id %q: not 16 bytes in hexadecimal: %w", j.ID, fs.ErrInvalid)
+	}
+	*i = Info(j.plainInfo)
+	i.Mode, i.ID = fs.FileMode(mode), [16]byte{}
+	copy(i.ID[:], id)
+	return nil
+}
 
 // objectInfo is what the system knows of a backing object.
 type objectInfo struct {

@@ -45,7 +45,7 @@ Blocks that you may not read are left out.`,
 			out := cmd.OutOrStdout()
 			switch {
 			case asJSON:
-				return printJSON(out, jsonBlocks(list))
+				return printJSON(out, listOf(list))
 			case quiet:
 				return printNames(out, list)
 			}
@@ -96,7 +96,7 @@ func printNames(w io.Writer, list []shm.Info) error {
 	return nil
 }
 
-// state says in one word who keeps the block.
+// state says in one word who keeps the block, as the JSON form of i does.
 func state(i shm.Info) string {
 	switch {
 	case i.Headerless:
@@ -122,7 +122,7 @@ func statCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), newJSONBlock(*info))
+				return printJSON(cmd.OutOrStdout(), info)
 			}
 			return printBlock(cmd.OutOrStdout(), *info)
 		},
@@ -164,31 +164,6 @@ func printBlock(w io.Writer, i shm.Info) error {
 		row("id", hex.EncodeToString(i.ID[:]))
 	}
 	return printTable(w, t)
-}
-
-// jsonBlock is an Info with everything that scripts would have to work out.
-type jsonBlock struct {
-	shm.Info
-	State   string    `json:"state"`
-	Mode    string    `json:"mode"` // octal
-	Created time.Time `json:"created,omitzero"`
-	ID      string    `json:"id,omitempty"`
-}
-
-func newJSONBlock(i shm.Info) jsonBlock {
-	b := jsonBlock{Info: i, State: state(i), Mode: fmt.Sprintf("%04o", i.Mode.Perm()), Created: i.Created}
-	if !i.Headerless {
-		b.ID = hex.EncodeToString(i.ID[:])
-	}
-	return b
-}
-
-func jsonBlocks(list []shm.Info) []jsonBlock {
-	blocks := []jsonBlock{} // an empty list is not null
-	for _, i := range list {
-		blocks = append(blocks, newJSONBlock(i))
-	}
-	return blocks
 }
 
 func rmCommand() *cobra.Command {
@@ -243,7 +218,7 @@ programs, which have no header.`,
 func printReaped(w io.Writer, names []string, asJSON bool) error {
 	slices.Sort(names)
 	if asJSON {
-		return printJSON(w, append([]string{}, names...))
+		return printJSON(w, listOf(names))
 	}
 	for _, name := range names {
 		if _, err := fmt.Fprintln(w, name); err != nil {
@@ -275,6 +250,9 @@ func completeNames(most int, filter func(shm.Info) bool) cobra.CompletionFunc {
 		return names, directive
 	}
 }
+
+// listOf returns list, which is not null in JSON even if it is empty.
+func listOf[T any](list []T) []T { return append([]T{}, list...) }
 
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)

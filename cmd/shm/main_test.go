@@ -153,7 +153,7 @@ func TestListJSON(t *testing.T) {
 	name := newName(t)
 	output(t, strings.NewReader("some"), 0, "put", "--size", "1MiB", "--perm", "0640", name)
 	b := list(t)[name]
-	if b == nil || b.Size != 4 || b.Cap != 1<<20 || b.Refs != 0 || b.State != "kept" || b.Mode != "0640" || len(b.ID) != 32 {
+	if b == nil || b.Size != 4 || b.Cap != 1<<20 || b.Refs != 0 || b.State != "kept" || state(b.Info) != b.State || b.Octal != "0640" || len(b.Hex) != 32 {
 		t.Errorf("ls --json shows %+v", b)
 	}
 	if b != nil && (b.Created.IsZero() || b.Creator == 0) {
@@ -167,7 +167,7 @@ func TestHoldUntilSignal(t *testing.T) {
 			name := newName(t)
 			hold := start(t, "hold", name, "--size", "64KiB")
 			hold.expect("holding " + name)
-			if b := list(t)[name]; b == nil || b.Refs != 1 || b.State != "attached" {
+			if b := list(t)[name]; b == nil || b.Refs != 1 || b.State != "attached" || state(b.Info) != b.State {
 				t.Errorf("held block: %+v", b)
 			}
 			hold.Process.Signal(sig)
@@ -263,15 +263,26 @@ func TestReap(t *testing.T) {
 	wantGone(t, name)
 }
 
-func list(t *testing.T, args ...string) map[string]*jsonBlock {
+// listed is a block as ls --json shows it.
+type listed struct {
+	shm.Info
+	State, Octal, Hex string
+}
+
+func (l *listed) UnmarshalJSON(data []byte) error {
+	words := struct{ State, Mode, ID *string }{&l.State, &l.Octal, &l.Hex}
+	return errors.Join(json.Unmarshal(data, &l.Info), json.Unmarshal(data, &words))
+}
+
+func list(t *testing.T, args ...string) map[string]*listed {
 	t.Helper()
 	needsList(t)
-	var blocks []*jsonBlock
+	var blocks []*listed
 	out := output(t, nil, 0, append([]string{"ls", "--json"}, args...)...)
 	if err := json.Unmarshal(out, &blocks); err != nil {
 		t.Fatalf("%v in %s", err, out)
 	}
-	byName := map[string]*jsonBlock{}
+	byName := map[string]*listed{}
 	for _, b := range blocks {
 		byName[b.Name] = b
 	}

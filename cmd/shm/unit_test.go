@@ -93,7 +93,7 @@ psm_1234         4.00 KiB  4.00 KiB     -  raw       -rw-------  -
 
 func TestJSONOfNothing(t *testing.T) {
 	var b bytes.Buffer
-	if err := printJSON(&b, jsonBlocks(nil)); err != nil || b.String() != "[]\n" {
+	if err := printJSON(&b, listOf[shm.Info](nil)); err != nil || b.String() != "[]\n" {
 		t.Errorf("ls: %q, %v", &b, err)
 	}
 	b.Reset()
