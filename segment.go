@@ -970,7 +970,7 @@ var firstReap = sync.OnceFunc(func() { reapUntil(time.Now().Add(10 * time.Millis
 func checkName(name string) (string, error) {
 	name = strings.TrimPrefix(name, "/")
 	if !blockname.Valid(name, maxName) {
-		return "", fmt.Errorf("%w: bad name", fs.ErrInvalid)
+		return "", fmt.Errorf("%w: a name has 1 to %d of A-Z a-z 0-9 . _ - and does not begin with a dot", fs.ErrInvalid, maxName)
 	}
 	return name, nil
 }

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/shmkit/shm"
 )
@@ -42,7 +41,6 @@ or --size.`,
 		Example: `  shm demo
   shm demo /usr/lib/os-release
   zcat dump.gz | shm demo - --size 8GiB`,
-		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.readers < 2 {
 				return usageError{errors.New("--readers: at least 2, of which one is killed")}
@@ -103,17 +101,14 @@ func runDemo(ctx context.Context, src source, o demoOptions, out *os.File) (err 
 		opts = append(opts, shm.Sparse())
 	}
 	seg, err := shm.Create("", room, opts...)
-	if errors.Is(err, shm.ErrNoSpace) {
-		err = hintError{err, iec(room) + " wanted"}
-	}
 	if err != nil {
-		return err
+		return makeRoom(err, room)
 	}
 	d := &demo{seg: seg, src: src}
 	for i := range o.readers {
 		d.readers = append(d.readers, newReader(i+1))
 	}
-	if term.IsTerminal(int(out.Fd())) && os.Getenv("TERM") != "dumb" {
+	if canShow(out) {
 		d.view = newBars(out, src.size, d.readers)
 	} else {
 		d.view = &lines{out: out, total: src.size}

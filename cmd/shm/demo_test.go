@@ -157,7 +157,7 @@ func TestBars(t *testing.T) {
 		b.stop()
 		io.WriteString(w, "end")
 		got := <-shown
-		for _, want := range []string{"writer    1.00 MiB  1.0 MB/s", "reader 1   256 KiB", "killed", "reader 2  1.00 MiB  1.0 MB/s", "failed", "100%"} {
+		for _, want := range []string{"writer    1.00 MiB  1.0 MiB/s", " 25%", "reader 1   256 KiB", "killed", "reader 2  1.00 MiB  1.0 MiB/s", "failed", "100%"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("total %d: %q not in\n%s", total, want, got)
 			}

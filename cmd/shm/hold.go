@@ -34,12 +34,15 @@ if CMD could not be started, 128 and the number of the signal if one ended it.
   shm hold frames --size 64MiB -- ./server --shm frames`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			names := cmd.ArgsLenAtDash()
-			if names < 0 {
-				names = len(args)
-			} else if names == len(args) {
+			switch {
+			case names == len(args):
 				return errors.New("no command after --")
+			case names < 0 && len(args) > 1:
+				return errors.New(`no "--" before the command`)
+			case names < 0:
+				names = len(args)
 			}
-			return cobra.ExactArgs(1)(cmd, args[:names])
+			return operands(cmd, args[:names])
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) > 0 { // the words of CMD
@@ -77,7 +80,7 @@ func (f *blockFlags) attach(name string) (*shm.Segment, error) {
 	if errors.Is(err, fs.ErrPermission) { // to write; to hold, reading will do
 		return shm.Open(name, shm.ReadOnly())
 	}
-	return seg, err
+	return seg, makeRoom(err, int64(f.size))
 }
 
 // holdUntil says that the block is held and stays attached until a signal,
@@ -108,7 +111,7 @@ func runCommand(args []string, prepare func(*exec.Cmd)) error {
 	notify(signals, forwarded...)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, "shm:", err)
+		fmt.Fprintf(os.Stderr, "shm: cannot run %s: %v\n", args[0], cause(err))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
 			return exitStatus(127)
 		}
@@ -128,6 +131,19 @@ func runCommand(args []string, prepare func(*exec.Cmd)) error {
 			return commandStatus(err)
 		}
 	}
+}
+
+// cause returns why exec.Cmd.Start failed, without what it failed at.
+func cause(err error) error {
+	var path *fs.PathError
+	var lookup *exec.Error
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &lookup):
+		return lookup.Err
+	}
+	return err
 }
 
 func commandStatus(err error) error {

@@ -35,7 +35,6 @@ until the block ends. STATE is one of
   raw       a block without header, of which nobody keeps count (with --all)
 
 Blocks that you may not read are left out.`,
-		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, err := blocks(all)
@@ -114,7 +113,6 @@ func statCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "stat NAME",
 		Short:             "Show all that is known of a block",
-		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeNames(1, everyBlock),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			info, err := shm.Stat(args[0])
@@ -174,8 +172,13 @@ func rmCommand() *cobra.Command {
 		Long: `Rm takes the names of blocks away at once, so that nobody can attach any more.
 Processes that are attached keep the memory until they detach.`,
 		Example: `  shm rm frames
-  shm rm $(shm ls -q)`,
-		Args:              cobra.MinimumNArgs(1),
+  shm rm -f -- $(shm ls -q)`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if force && len(args) == 0 { // as POSIX has it for rm
+				return nil
+			}
+			return operands(cmd, args)
+		},
 		ValidArgsFunction: completeNames(-1, everyBlock),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var failed error
@@ -189,7 +192,7 @@ Processes that are attached keep the memory until they detach.`,
 			return failed
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not mind blocks that do not exist")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not mind blocks that do not exist, nor if no NAME is given")
 	return cmd
 }
 
@@ -201,7 +204,6 @@ func reapCommand() *cobra.Command {
 		Long: `Reap removes all blocks that nobody is attached to and that are not persistent,
 as far as you may, and prints their names. It never touches the blocks of other
 programs, which have no header.`,
-		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := shm.Reap()

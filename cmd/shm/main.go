@@ -26,12 +26,7 @@
 //	serve ADDRESS          keep blocks for other processes
 //	completion SHELL       print the script that completes names in a shell
 //
-// Each has --help. Sizes are a number of bytes, or 64K, 64KiB, 1.5G and so on in
-// powers of 1024, or 64kB, 1GB and so on in powers of 1000.
-//
-// The exit status is 0 if all went well, 1 if not, 2 if the command was called
-// wrongly, and 128 plus the number of the signal that ended it (130 after
-// Ctrl-C). "hold NAME -- CMD" and "run -- CMD" exit as CMD does.
+// Each has --help. "shm help" says what sizes, names and exit codes there are.
 package main
 
 import (
@@ -42,7 +37,9 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -62,7 +59,7 @@ func run(args []string, stderr io.Writer) int {
 	root, running := newRoot()
 	root.SetArgs(args)
 	root.SetErr(stderr)
-	err := root.Execute()
+	cmd, err := root.ExecuteC()
 	if err != nil && !*running {
 		err = usageError{err}
 	}
@@ -71,7 +68,10 @@ func run(args []string, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "shm:", text)
 	}
 	if status == 2 {
-		fmt.Fprintln(stderr, "Try 'shm --help'.")
+		if cmd.Name() == "help" {
+			cmd = root
+		}
+		fmt.Fprintf(stderr, "Try '%s --help'.\n", cmd.CommandPath())
 	}
 	return status
 }
@@ -80,8 +80,25 @@ func run(args []string, stderr io.Writer) int {
 // has been found good, from when on an error is no longer one of usage.
 func newRoot() (root *cobra.Command, running *bool) {
 	root = &cobra.Command{
-		Use:           "shm",
-		Short:         "Named shared memory that behaves like a file",
+		Use:   "shm",
+		Short: "Named shared memory that behaves like a file",
+		Long: `Shm makes, reads, lists and removes blocks of named shared memory.
+
+A NAME has 1 to 255 letters, digits, dots, hyphens and underscores, and does not
+begin with a dot (on macOS, 30). One that begins with a hyphen comes after "--".
+
+A SIZE is a number of bytes, or one with K, M, G, T, P or E (KiB, MiB and so on)
+for powers of 1024, or with kB, MB, GB and so on for powers of 1000: 4096, 64MiB,
+1.5G.
+
+The exit status is
+  0    if all went well
+  1    if not
+  2    if the command line makes no sense
+  128  plus the number of the signal that ended the command: 130 after Ctrl-C,
+       141 if nothing reads its output any more
+"hold NAME -- CMD" and "run -- CMD" exit as CMD does, or with 126 or 127 if CMD
+could not be started.`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -95,9 +112,14 @@ func newRoot() (root *cobra.Command, running *bool) {
 		putCommand(), getCommand(), holdCommand(),
 		lsCommand(), statCommand(), rmCommand(), reapCommand(),
 		serveCommand(), runCmdCommand())
+	root.SetHelpCommand(helpCommand())
+	addCompletion(root)
 
 	running = new(bool)
 	for _, c := range root.Commands() {
+		if c.Args == nil {
+			c.Args = operands
+		}
 		runE := c.RunE
 		c.RunE = func(cmd *cobra.Command, args []string) error {
 			*running = true
@@ -105,6 +127,57 @@ func newRoot() (root *cobra.Command, running *bool) {
 		}
 	}
 	return root, running
+}
+
+// operands checks the number of arguments against what the command's Use names:
+// NAME is one, [NAME] one that may be left out, NAME... one or more.
+func operands(cmd *cobra.Command, args []string) error {
+	use, _, _ := strings.Cut(cmd.Use, " [--")
+	for _, name := range strings.Fields(use)[1:] {
+		many := strings.HasSuffix(name, "...")
+		switch {
+		case len(args) > 0 && many:
+			return nil
+		case len(args) > 0:
+			args = args[1:]
+		case !strings.HasPrefix(name, "["):
+			return fmt.Errorf("no %s given", strings.TrimSuffix(name, "..."))
+		}
+	}
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument %q", args[0])
+	}
+	return nil
+}
+
+// helpCommand is the help command of cobra, but for one that does not exist it
+// is an error.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show the help of a command",
+		Args:  cobra.ArbitraryArgs,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			var names []cobra.Completion
+			if parent, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+				for _, c := range parent.Commands() {
+					if c.IsAvailableCommand() {
+						names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+					}
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			topic, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError{fmt.Errorf("no help for %q: unknown command", strings.Join(args, " "))}
+			}
+			topic.InitDefaultHelpFlag() // which cobra adds when the command is called
+			topic.InitDefaultVersionFlag()
+			return topic.Help()
+		},
+	}
 }
 
 func version() string {
@@ -194,6 +267,8 @@ func message(err error) string {
 // reason says of a block what package fs says of files.
 func reason(err error) string {
 	switch {
+	case errors.Is(err, shm.ErrFault) && errors.Is(err, shm.ErrNoSpace): // of a sparse block
+		return "no memory left for shared memory"
 	case errors.Is(err, fs.ErrNotExist):
 		return "no such block"
 	case errors.Is(err, fs.ErrExist):
@@ -237,7 +312,26 @@ func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 	return ctx, func() {
 		signal.Stop(signals)
 		cancel(nil)
+		// The terminal has shown "^C", and the shell's prompt would follow it.
+		if context.Cause(ctx) == (signalError{os.Interrupt}) && isTerminal(os.Stderr) {
+			fmt.Fprintln(os.Stderr)
+		}
 	}
+}
+
+// makeRoom adds to an error for want of memory how to enlarge a full /dev/shm,
+// of which the library says how much was wanted and is free, and else how much
+// was wanted.
+func makeRoom(err error, wanted int64) error {
+	fault := errors.Is(err, shm.ErrFault) // of a sparse block
+	switch {
+	case !errors.Is(err, shm.ErrNoSpace):
+	case runtime.GOOS == "linux" && (fault || errors.Is(err, syscall.ENOSPC)):
+		err = hintError{err, "to enlarge it: mount -o remount,size=SIZE /dev/shm, or docker run --shm-size=SIZE"}
+	case !fault:
+		err = hintError{err, iec(wanted) + " wanted"}
+	}
+	return err
 }
 
 // attempt calls f and returns its error, or the cause of ctx if that comes

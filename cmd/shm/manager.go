@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -36,7 +37,6 @@ are attached keep the memory until they detach.
 Only the user who runs serve, and root, may connect, unless others are allowed.`,
 		Example: `  shm serve /run/user/1000/shm.sock
   SHM_MANAGER=/run/user/1000/shm.sock ./worker`,
-		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := f.listen(args[0])
@@ -158,7 +158,13 @@ func (f *managerFlags) listen(addr string) (net.Listener, error) {
 	if f.others() && runtime.GOOS == "windows" {
 		return nil, usageError{errors.New("users have no ids on Windows to be allowed by")}
 	}
+	if addr == "" {
+		return nil, usageError{errors.New("empty address")}
+	}
 	l, err := manager.Listen(addr)
+	if most := len(syscall.RawSockaddrUnix{}.Path) - 1; errors.Is(err, syscall.EINVAL) && len(addr) > most {
+		return nil, hintError{fileError{err}, fmt.Sprintf("%d bytes, the longest address has %d", len(addr), most)}
+	}
 	if err != nil {
 		return nil, fileError{err}
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/manager"
@@ -24,6 +25,7 @@ import (
 // NAME TEXT", which puts and has another client get, "client leave NAME", which
 // leaves another client behind that holds.
 func client() {
+	time.AfterFunc(patience, func() { os.Exit(2) })
 	if err := useManager(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
 		fmt.Fprintln(os.Stderr, "client:", err)
 		os.Exit(1)
@@ -209,13 +211,7 @@ func TestServeSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer seg.Close()
-	if runtime.GOOS == "windows" { // one process cannot send another Ctrl-C alone
-		serve.Process.Kill()
-		serve.Wait()
-	} else {
-		serve.Process.Signal(os.Interrupt)
-		serve.expectStatus(0)
-	}
+	serve.interrupt()
 	mustBeGone(t, addr)
 	if _, err := os.Stat(addr); err == nil {
 		t.Error("socket is still there")
@@ -279,12 +275,12 @@ func TestServeAllow(t *testing.T) {
 		serve := start(t, append([]string{"serve", addr}, tt.flags...)...)
 		serve.expect("serving " + addr)
 		t.Setenv(manager.Env, addr)
-		if err := exec.Command("client", "put", "block", "text").Run(); err != nil {
+		if err := command(t, "client", "put", "block", "text").Run(); err != nil {
 			t.Fatal(err)
 		}
 		for verb, want := range map[string]bool{"get": tt.get, "put": tt.put} {
 			name := map[string]string{"get": "block", "put": "mine"}[verb]
-			cmd := exec.Command("client", verb, name, "text")
+			cmd := command(t, "client", verb, name, "text")
 			cmd.Path, cmd.Dir = "/proc/self/exe", "/" // its directory is closed to other users
 			cmd.SysProcAttr = otherUser()
 			out, err := cmd.CombinedOutput()
@@ -292,7 +288,6 @@ func TestServeAllow(t *testing.T) {
 				t.Errorf("%v: %s: %v\n%s", tt.flags, verb, err, out)
 			}
 		}
-		serve.Process.Signal(os.Interrupt)
-		serve.expectStatus(0)
+		serve.interrupt()
 	}
 }

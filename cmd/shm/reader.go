@@ -39,7 +39,6 @@ func readerCommand() *cobra.Command {
 		Use:    "demo-reader NAME",
 		Short:  "Read a block along and print its SHA-256 (run by demo)",
 		Hidden: true,
-		Args:   cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			signal.Ignore(os.Interrupt) // the parent sees to what Ctrl-C means
 			return readAlong(args[0], os.Stdin, os.Stdout)

@@ -2,4 +2,5 @@
 
 package main
 
-func signals() {}
+func signals()  {}
+func confined() {}

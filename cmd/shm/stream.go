@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -62,13 +65,15 @@ A block that exists already is an error. With --force it gets the new content
 instead, seen by everybody who is attached to it; it stays what it is otherwise,
 and the flags on how to make a block do not count.
 
+If put takes longer than a second it shows on a terminal how far it is, unless
+its input is typed there.
+
 Other processes can attach and read along while put is at work. If put fails or
 is interrupted, a block that it made is removed, and one that existed keeps what
 it got.`,
 		Example: `  shm put frames <video.raw
   tar c . | shm put backup --size 4GiB
   shm put config --hold <config.json &`,
-		Args: cobra.ExactArgs(1),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if !f.force {
 				return nil, cobra.ShellCompDirectiveNoFileComp
@@ -103,15 +108,19 @@ func put(ctx context.Context, name string, in *os.File, out io.Writer, f putFlag
 		err = seg.Truncate(0)
 	}
 	if err == nil {
-		err = attempt(ctx, func() error {
-			_, err := io.Copy(seg, src.Reader)
-			return streamError(err, seg.Name(), "read", "standard input")
+		quiet := isTerminal(in) // where text is being typed
+		err = showing("put", quiet, src.size, seg.Size, func() error {
+			return attempt(ctx, func() error {
+				_, err := io.Copy(seg, src.Reader)
+				return streamError(err, seg.Name(), "read", "standard input")
+			})
 		})
 	}
 	if err != nil {
 		if made {
 			seg.Unlink()
 		}
+		err = makeRoom(err, src.size)
 		if errors.Is(err, shm.ErrFull) {
 			err = hintError{err, "it has room for " + iec(seg.Cap())}
 			if made {
@@ -145,32 +154,38 @@ func (f *putFlags) target(name string, src source) (seg *shm.Segment, made bool,
 		opts = append(opts, shm.Persistent())
 	}
 	seg, err = shm.Create(name, room, opts...)
-	if errors.Is(err, shm.ErrNoSpace) {
-		err = hintError{err, iec(room) + " wanted"}
-	}
-	return seg, true, err
+	return seg, true, makeRoom(err, room)
 }
 
 func getCommand() *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Write a block to standard output",
 		Long: `Get streams the block NAME to standard output, up to the last byte that is in
 it. It also takes the blocks without a header that other programs make with
-shm_open.`,
+shm_open.
+
+Binary data is not written to a terminal, which could take it for commands,
+except with --force. Data is binary if its first 64KiB have a zero byte or are
+not UTF-8.
+
+If get takes longer than a second it shows on a terminal how far it is, unless
+its output is a terminal or a pipe, of which the reader may use the terminal.`,
 		Example: `  shm get frames >video.raw
   shm get frames | head -c 16 | xxd`,
-		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeNames(1, everyBlock),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			return get(ctx, args[0], os.Stdout)
+			return get(ctx, args[0], os.Stdout, force)
 		},
 	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "write binary data to a terminal as well")
+	return cmd
 }
 
-func get(ctx context.Context, name string, out io.Writer) error {
+func get(ctx context.Context, name string, out *os.File, force bool) error {
 	seg, err := shm.Open(name, shm.ReadOnly())
 	if errors.Is(err, shm.ErrNotSegment) {
 		seg, err = shm.Open(name, shm.ReadOnly(), shm.Headerless())
@@ -179,11 +194,50 @@ func get(ctx context.Context, name string, out io.Writer) error {
 		return err
 	}
 	defer seg.Close()
-	err = attempt(ctx, func() error {
-		_, err := io.Copy(out, seg)
-		return err
+	quiet := isTerminal(out)
+	if quiet && !force {
+		binary, err := isBinary(seg)
+		if err != nil {
+			return err
+		}
+		if binary {
+			return fmt.Errorf("get %s: binary data is not for a terminal; use a file or a pipe, or --force", seg.Name())
+		}
+	}
+	if info, err := out.Stat(); err == nil && info.Mode().Type() == fs.ModeNamedPipe {
+		quiet = true
+	}
+	done := func() int64 {
+		n, _ := seg.Seek(0, io.SeekCurrent)
+		return n
+	}
+	err = showing("get", quiet, seg.Size(), done, func() error {
+		return attempt(ctx, func() error {
+			_, err := io.Copy(out, seg)
+			return err
+		})
 	})
 	return streamError(err, seg.Name(), "write", "standard output")
+}
+
+// isBinary guesses by the first bytes of a block whether they are text.
+func isBinary(seg *shm.Segment) (bool, error) {
+	first := make([]byte, 64<<10)
+	n, err := seg.ReadAt(first, 0)
+	if err != nil && err != io.EOF {
+		return false, err
+	}
+	if first = first[:n]; err == nil { // the last rune may be cut off
+		for i := 1; i <= min(n, utf8.UTFMax); i++ {
+			if at := n - i; utf8.RuneStart(first[at]) {
+				if !utf8.FullRune(first[at:]) {
+					first = first[:at]
+				}
+				break
+			}
+		}
+	}
+	return bytes.IndexByte(first, 0) >= 0 || !utf8.Valid(first), nil
 }
 
 // streamError returns err of a copy between the block called name and another

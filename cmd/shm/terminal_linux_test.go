@@ -2,11 +2,15 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -164,5 +168,270 @@ func TestKeys(t *testing.T) {
 				t.Errorf("CMD gets a key twice: %q", shown)
 			}
 		})
+	}
+}
+
+// Binary data does not get to a terminal but by force, and text does.
+func TestGetOnTerminal(t *testing.T) {
+	name := newName(t)
+	for _, test := range []struct {
+		data  string
+		shown bool
+	}{
+		{"text\n", true},
+		{"", true},
+		{"\x1b[1mwörter\x1b[m\n", true},
+		{strings.Repeat("ö", 40<<10)[1:], false},
+		{"x" + strings.Repeat("ö", 40<<10), true}, // cut in the middle of an ö
+		{"text\x00\n", false},
+		{"\xff\n", false},
+		{"ends within an \xc3", false},
+	} {
+		output(t, strings.NewReader(test.data), 0, "put", "--force", name)
+		get := command(t, "shm", "get", name)
+		want, status := strings.ReplaceAll(test.data, "\n", "\r\n"), 0
+		if !test.shown {
+			want, status = "shm: get "+name+": binary data is not for a terminal; use a file or a pipe, or --force\r\n", 1
+		}
+		if got := startOn(t, get).end(get, status); got != want {
+			t.Errorf("get of %.20q shows %.200q", test.data, got)
+		}
+		get = command(t, "shm", "get", "--force", name)
+		if got := startOn(t, get).end(get, 0); got != strings.ReplaceAll(test.data, "\n", "\r\n") {
+			t.Errorf("get --force of %.20q shows %.200q", test.data, got)
+		}
+	}
+}
+
+// A copy that takes long shows how far it is, and one that does not is silent.
+func TestProgress(t *testing.T) {
+	name := newName(t)
+	put := command(t, "shm", "put", name)
+	in, err := put.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	term := startOn(t, put)
+	if _, err := in.Write(make([]byte, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	term.await("put       8.00 MiB  ")
+	in.Close()
+	if got := term.end(put, 0); !strings.Contains(got, "100%") {
+		t.Errorf("at the end put shows %q", got)
+	}
+
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer ours.Close()
+	get := command(t, "shm", "get", name)
+	get.Stdout = theirs
+	term = startOn(t, get)
+	theirs.Close()
+	shown := term.await(" KiB  ")
+	if !regexp.MustCompile(` +\d+%.*get +\d+ KiB  $`).MatchString(shown) {
+		t.Errorf("get shows %q", shown)
+	}
+	if n, err := io.Copy(io.Discard, ours); n != 8<<20 || err != nil {
+		t.Errorf("get writes %d bytes, %v", n, err)
+	}
+	if got := term.end(get, 0); !strings.Contains(got, "100%") || !strings.Contains(got, "get       8.00 MiB") {
+		t.Errorf("at the end get shows %q", got)
+	}
+
+	// A reader of a pipe may use the terminal itself, and a short copy is silent.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	get = command(t, "shm", "get", name)
+	get.Stdout = w
+	term = startOn(t, get)
+	w.Close()
+	io.Copy(io.Discard, r)
+	if got := term.end(get, 0); got != "" {
+		t.Errorf("into a pipe get shows %q", got)
+	}
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	get = command(t, "shm", "get", name)
+	get.Stdout = file
+	if got := startOn(t, get).end(get, 0); got != "" {
+		t.Errorf("into a file get shows %q", got)
+	}
+}
+
+// The prompt of the shell is to be on a line of its own after Ctrl-C.
+func TestInterruptOnTerminal(t *testing.T) {
+	name := newName(t)
+	for _, args := range [][]string{
+		{"hold", name, "--size", "4K"},
+		{"serve", filepath.Join(t.TempDir(), "socket")},
+		{"put", name, "--hold"},
+	} {
+		cmd := command(t, "shm", args...)
+		if args[0] == "put" {
+			cmd.Stdin = strings.NewReader("text")
+		}
+		term := startOn(t, cmd)
+		term.await("ing " + args[1])
+		term.await("\r\n")
+		io.WriteString(term, "\x03")
+		if got := term.end(cmd, 0); got != "^C\r\n" {
+			t.Errorf("%v shows %q after Ctrl-C", args, got)
+		}
+	}
+}
+
+// screenOf returns the lines of a terminal, as wide as need be, that was sent out.
+func screenOf(t *testing.T, out string) []string {
+	var lines [][]rune
+	row, column := 0, 0
+	for out != "" {
+		if m := regexp.MustCompile(`^\x1b\[(\d*)([AKm])`).FindStringSubmatch(out); m != nil {
+			switch out = out[len(m[0]):]; m[2] {
+			case "A":
+				row--
+			case "K":
+				lines[row] = lines[row][:min(column, len(lines[row]))]
+			}
+			continue
+		}
+		r := []rune(out)[0]
+		out = out[len(string(r)):]
+		switch r {
+		case '\r':
+			column = 0
+		case '\n':
+			row++
+		default:
+			for len(lines) <= row {
+				lines = append(lines, nil)
+			}
+			for len(lines[row]) <= column {
+				lines[row] = append(lines[row], ' ')
+			}
+			lines[row][column] = r
+			column++
+		}
+	}
+	var all []string
+	for _, line := range lines {
+		all = append(all, strings.TrimRight(string(line), " "))
+	}
+	return all
+}
+
+// After Ctrl-C there is one bar for each, and the prompt on a line of its own.
+func TestDemoInterruptedOnTerminal(t *testing.T) {
+	skipUnsupported(t)
+	demo := command(t, "shm", "demo", "-")
+	in, err := demo.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	term := startOn(t, demo)
+	if _, err := in.Write([]byte("some")); err != nil {
+		t.Fatal(err)
+	}
+	shown := term.await("reader 4       4 B")
+	io.WriteString(term, "\x03")
+	lines := screenOf(t, shown+term.end(demo, 130)+"$ ")
+	want := []string{"writer", "reader 1", "reader 2", "reader 3", "reader 4", "^C", "$"}
+	ok := len(lines) == len(want)
+	for i := 0; ok && i < len(want); i++ {
+		ok = strings.Contains(lines[i], want[i])
+	}
+	if !ok {
+		t.Errorf("the screen is\n%s\nwant lines with %q", strings.Join(lines, "\n"), want)
+	}
+}
+
+// Tab completes the names of blocks in a bash without the package bash-completion.
+func TestBashCompletion(t *testing.T) {
+	if _, err := exec.LookPath("bash"); err != nil {
+		t.Skip("no bash")
+	}
+	needsList(t)
+	name := newName(t)
+	output(t, strings.NewReader("text"), 0, "put", name)
+	bash := command(t, "bash", "--norc", "--noprofile", "-i")
+	term := startOn(t, bash)
+	io.WriteString(term, "source <(shm completion bash); echo 'rea''dy'\n")
+	term.await("ready\r\n")
+	io.WriteString(term, "shm get "+name[:len(name)-8]+"\t")
+	term.await(name)
+	io.WriteString(term, "\n")
+	term.await("text")
+	io.WriteString(term, "exit\n")
+	term.end(bash, 0)
+}
+
+// confined is shm with a /dev/shm of 1 MiB. Its exit status is 99 if this user
+// cannot have one.
+func confined() {
+	if err := unix.Mount("shm", "/dev/shm", "tmpfs", 0, "size=1m"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(99)
+	}
+	main()
+}
+
+// Where /dev/shm is too small the error says by how much, and how to enlarge it.
+func TestNoSpace(t *testing.T) {
+	needsList(t)
+	inside := func(in io.Reader, args ...string) string {
+		cmd := command(t, "confined", args...)
+		cmd.Stdin = in
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		if uid, gid := os.Getuid(), os.Getgid(); uid != 0 {
+			cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+			cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
+		}
+		err := cmd.Run()
+		if errors.Is(err, syscall.EPERM) || cmd.ProcessState.ExitCode() == 99 {
+			t.Skip("this user cannot mount a /dev/shm: run as root")
+		}
+		if cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("%v: %v, want status 1", args, err)
+		}
+		return stderr.String()
+	}
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	const enlarge = `to enlarge it: mount -o remount,size=SIZE /dev/shm, or docker run --shm-size=SIZE\n$`
+	for _, test := range []struct {
+		in   io.Reader
+		args []string
+		want string
+	}{
+		{file, []string{"put", "block"}, `^shm: create block: no space for shared memory: \d+ bytes wanted, \d+ free in .*; ` + enlarge},
+		{nil, []string{"hold", "block", "--size", "1MiB"}, `^shm: open block: no space for shared memory: \d+ bytes wanted, \d+ free in .*; ` + enlarge},
+		{nil, []string{"demo"}, `^shm: create: no space for shared memory: \d+ bytes wanted, \d+ free in .*; ` + enlarge},
+		{io.LimitReader(rand.Reader, 2<<20), []string{"put", "block"}, `^shm: write block: no memory left for shared memory; ` + enlarge},
+		{nil, []string{"hold", "block", "--size", "8000000000000000000"}, `^shm: open block: no space for shared memory: .*\n$`},
+	} {
+		got := inside(test.in, test.args...)
+		if !regexp.MustCompile(test.want).MatchString(got) {
+			t.Errorf("%v: %q", test.args, got)
+		}
 	}
 }

@@ -46,7 +46,7 @@ func TestMessagesAndStatus(t *testing.T) {
 		{block(shm.ErrCorrupt), "open frames: damaged block header", 1},
 		{hintError{block(shm.ErrFull), "see --size"}, "open frames: block is full; see --size", 1},
 		{&fs.PathError{Op: "list", Err: fs.ErrPermission}, "list: permission denied", 1},
-		{fileError{&fs.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}}, "open x: no such file or directory", 1},
+		{fileError{&fs.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}}, "open x: " + syscall.ENOENT.Error(), 1},
 		{fileError{&fs.PathError{Op: "write", Path: "x", Err: syscall.EPIPE}}, "", 141},
 		{&fs.PathError{Op: "write", Path: "x", Err: syscall.EPIPE}, "", 141},
 		{usageError{errors.New("no command")}, "no command", 2},
@@ -68,7 +68,7 @@ func TestTables(t *testing.T) {
 	infos := []shm.Info{
 		{Name: "frames", Size: 120 << 20, Cap: 256 << 20, Refs: 2, Attached: true, Mode: 0o600, Created: now.Add(-time.Minute)},
 		{Name: "kept", Cap: 1, Persistent: true, Mode: 0o640, Created: now.Add(-3 * time.Hour)},
-		{Name: "of-a-killed-one", Size: 5, Cap: 5, Refs: 1, Mode: 0o600, Created: now.Add(-2 * time.Second)},
+		{Name: "of-a-killed-one", Size: 12, Cap: 12, Refs: 1, Mode: 0o600, Created: now.Add(-2 * time.Second)},
 		{Name: "psm_1234", Size: 4096, Cap: 4096, Headerless: true, Mode: 0o600},
 	}
 	var b strings.Builder
@@ -78,7 +78,7 @@ func TestTables(t *testing.T) {
 	want := `NAME                 SIZE       CAP  REFS  STATE     MODE        CREATED
 frames            120 MiB   256 MiB     2  attached  -rw-------  1 minute ago
 kept                  0 B       1 B     0  kept      -rw-r-----  3 hours ago
-of-a-killed-one       5 B       5 B     1  dead      -rw-------  2 seconds ago
+of-a-killed-one      12 B      12 B     1  dead      -rw-------  2 seconds ago
 psm_1234         4.00 KiB  4.00 KiB     -  raw       -rw-------  -
 `
 	if b.String() != want {

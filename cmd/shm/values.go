@@ -52,7 +52,12 @@ func (p *permissions) Set(text string) error {
 }
 
 // iec returns n for people, in powers of 1024.
-func iec(n int64) string { return humanize.IBytesN(uint64(max(n, 0)), 3) }
+func iec(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", max(n, 0))
+	}
+	return humanize.IBytesN(uint64(n), 3)
+}
 
 func plural(n int, word string) string {
 	if n == 1 {

@@ -4,9 +4,11 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -78,12 +80,19 @@ func (l *lines) done(r *reader) {
 	l.event("reader %d done: %s, %s", r.number, iec(r.read.Load()), speed(r.read.Load(), r.took))
 }
 
-// bars shows a bar for the writer and one for each reader, on a terminal.
-type bars struct {
+// screen shows bars on a terminal.
+type screen struct {
 	progress.Writer
+	total    int64         // of every bar, -1 if unknown
 	rendered chan struct{} // closed when Render is done
-	writer   *bar
-	readers  []*bar
+}
+
+// bars shows a bar for the writer and one for each reader.
+type bars struct {
+	*screen
+	writer  *bar
+	readers []*bar
+	victim  atomic.Pointer[bar] // nil until it is killed
 }
 
 // bar is a tracker with a text behind it that tells more than go-pretty would.
@@ -93,9 +102,19 @@ type bar struct {
 	start time.Time
 }
 
-func newBars(out *os.File, total int64, readers []*reader) *bars {
-	b := &bars{Writer: progress.NewWriter(), rendered: make(chan struct{})}
-	b.SetOutputWriter(out)
+// redraw is a terminal on which go-pretty draws over what it has drawn. It goes
+// some lines up for that, from the column where the cursor is: after the "^C" of
+// the terminal that is not the first.
+type redraw struct{ io.Writer }
+
+func (r redraw) Write(p []byte) (int, error) {
+	n, err := r.Writer.Write(append([]byte("\r"), p...))
+	return max(n-1, 0), err
+}
+
+func newScreen(out *os.File, total int64) *screen {
+	b := &screen{Writer: progress.NewWriter(), total: total, rendered: make(chan struct{})}
+	b.SetOutputWriter(redraw{out})
 	width := 80
 	if w, _, err := term.GetSize(int(out.Fd())); err == nil && w > 0 {
 		width = w
@@ -115,26 +134,83 @@ func newBars(out *os.File, total int64, readers []*reader) *bars {
 	style.Options.Separator = "  "
 	style.Visibility = progress.StyleVisibility{Percentage: true, Tracker: true}
 	b.SetStyle(style)
+	return b
+}
 
-	add := func(name string) *bar {
-		t := &bar{name: name, start: time.Now(), Tracker: &progress.Tracker{
-			Message:          name,
-			Total:            max(total, 0), // 0 is unknown
-			AutoStopDisabled: true,          // a full bar stays
-		}}
-		b.AppendTracker(t.Tracker)
-		return t
-	}
-	b.writer = add("writer")
-	for _, r := range readers {
-		b.readers = append(b.readers, add(fmt.Sprintf("reader %d", r.number)))
-	}
+func (b *screen) add(name string) *bar {
+	t := &bar{name: name, start: time.Now(), Tracker: &progress.Tracker{
+		Message:          name,
+		Total:            max(b.total, 0), // 0 is unknown
+		AutoStopDisabled: true,            // a full bar stays
+	}}
+	b.AppendTracker(t.Tracker)
+	return t
+}
+
+func (b *screen) begin() {
 	go func() {
 		b.Render()
 		close(b.rendered)
 	}()
+}
+
+func newBars(out *os.File, total int64, readers []*reader) *bars {
+	b := &bars{screen: newScreen(out, total)}
+	b.writer = b.add("writer")
+	for _, r := range readers {
+		b.readers = append(b.readers, b.add(fmt.Sprintf("reader %d", r.number)))
+	}
+	b.begin()
 	return b
 }
+
+// showing calls f, and shows on standard error how far it is if it takes longer
+// than a second and that is a terminal, unless quiet.
+func showing(name string, quiet bool, total int64, done func() int64, f func() error) error {
+	if quiet || !canShow(os.Stderr) {
+		return f()
+	}
+	start := time.Now()
+	ended := make(chan error, 1)
+	go func() { ended <- f() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(time.Second):
+	}
+	s := newScreen(os.Stderr, total)
+	t := s.add(name)
+	t.start = start
+	s.begin()
+	defer s.stop()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		t.progress(done())
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.full(done())
+			}
+			t.progress(done())
+			return err
+		case <-ticker.C:
+		}
+	}
+}
+
+// canShow reports whether out is a terminal that bars can be drawn on.
+func canShow(out *os.File) bool {
+	return isTerminal(out) && os.Getenv("TERM") != "dumb"
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	// Fd changes the mode of a pipe.
+	return err == nil && info.Mode()&fs.ModeCharDevice != 0 && term.IsTerminal(int(f.Fd()))
+}
+
+func (t *bar) progress(n int64) { t.show(n, speed(n, time.Since(t.start))) }
 
 func (t *bar) show(n int64, note string) {
 	t.SetValue(n)
@@ -144,20 +220,31 @@ func (t *bar) show(n int64, note string) {
 func (b *bars) event(string, ...any) {}
 
 func (b *bars) progress(size int64) {
-	b.writer.show(size, speed(size, time.Since(b.writer.start)))
+	b.writer.progress(size)
+	b.bound(size)
+}
+
+// bound shows the victim's bar as a part of what there is while nobody knows how
+// much will come, as bars of an unknown end keep moving.
+func (b *bars) bound(size int64) {
+	if v := b.victim.Load(); v != nil && b.total <= 0 {
+		v.full(size)
+	}
 }
 
 func (b *bars) read(r *reader) {
-	t := b.readers[r.number-1]
-	n := r.read.Load()
-	t.show(n, speed(n, time.Since(t.start)))
+	b.readers[r.number-1].progress(r.read.Load())
 }
 
 func (b *bars) killed(r *reader) {
-	b.readers[r.number-1].show(r.read.Load(), text.FgYellow.Sprint("killed"))
+	t := b.readers[r.number-1]
+	t.show(r.read.Load(), text.FgYellow.Sprint("killed"))
+	b.victim.Store(t)
+	b.bound(b.writer.Value())
 }
 
 func (b *bars) wrote(n int64, took time.Duration) {
+	b.bound(n)
 	b.writer.full(n)
 	b.writer.show(n, speed(n, took))
 }
@@ -176,7 +263,7 @@ func (b *bars) done(r *reader) {
 // full makes the bar one of which the end is known.
 func (t *bar) full(n int64) { t.UpdateTotal(max(n, 1)) }
 
-func (b *bars) stop() {
+func (b *screen) stop() {
 	// Stop does nothing before Render has come as far as to look for it.
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
@@ -191,23 +278,23 @@ func (b *bars) stop() {
 }
 
 // speed returns n bytes in that time for people.
-func speed(n int64, took time.Duration) string { return perSecond(n, took) + " MB/s" }
+func speed(n int64, took time.Duration) string { return perSecond(n, took) + " MiB/s" }
 
 func perSecond(n int64, took time.Duration) string {
 	if n == 0 || took <= 0 {
 		return "-"
 	}
-	mb := float64(n) / 1e6 / took.Seconds()
-	if mb < 10 {
-		return fmt.Sprintf("%.1f", mb)
+	mib := float64(n) / (1 << 20) / took.Seconds()
+	if mib < 10 {
+		return fmt.Sprintf("%.1f", mib)
 	}
-	return humanize.Comma(int64(mb))
+	return humanize.Comma(int64(mib))
 }
 
 // report prints what the run has shown and returns nil if all of it held.
 func (d *demo) report(out *os.File) error {
 	paint := func(c text.Color, s string) string { return s }
-	if term.IsTerminal(int(out.Fd())) {
+	if isTerminal(out) {
 		paint = func(c text.Color, s string) string { return c.Sprint(s) }
 	}
 	failures := 0
@@ -221,7 +308,7 @@ func (d *demo) report(out *os.File) error {
 
 	streams := newTable()
 	alignRight(streams, 3, 4, 5)
-	streams.AppendHeader(table.Row{"", "STREAM", "BYTES", "TIME", "MB/s", "SHA-256"})
+	streams.AppendHeader(table.Row{"", "STREAM", "BYTES", "TIME", "MiB/s", "SHA-256"})
 	stream := func(name string, n int64, took time.Duration, note, mark string) {
 		duration := "-"
 		if took > 0 {
