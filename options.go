@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+
+	"github.com/shmkit/shm/internal/memsource"
 )
 
 // An Option changes how a block is created or opened. The functions that return
@@ -111,6 +113,13 @@ type setting struct {
 	option optionSet
 	perm   fs.FileMode // of Perm
 	label  string      // of Label
+	source *memsource.Source
+}
+
+func init() {
+	memsource.Option = func(label string, s *memsource.Source) any {
+		return setting{option: optLabel, label: label, source: s}
+	}
 }
 
 func (s setting) apply(c *config) {
@@ -119,14 +128,15 @@ func (s setting) apply(c *config) {
 	case optPerm:
 		c.perm = s.perm
 	case optLabel:
-		c.label = s.label
+		c.label, c.source = s.label, s.source
 	}
 }
 
 type config struct {
 	optionSet
-	perm  fs.FileMode
-	label string
+	perm   fs.FileMode
+	label  string
+	source *memsource.Source // of an anonymous block; nil for the system's
 }
 
 func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }

@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/memfd"
+	"github.com/shmkit/shm/internal/memsource"
 )
 
 // Linux keeps blocks as files on the tmpfs at /dev/shm, where shm_open(3) of
@@ -426,50 +429,57 @@ func (o *object) close() {
 // nobody can make shorter or longer; see memfd_create(2). Unless sparse, the
 // memory is reserved, so that no later access can fail.
 func createAnonymous(size int64, sparse bool) (*object, error) {
+	return anonymousObject(size, sparse, func() (*object, error) {
+		fd, err := memfd.Create(size)
+		if errors.Is(err, unix.ENOSYS) {
+			err = fmt.Errorf("%w: no memfd_create: %w", errors.ErrUnsupported, err)
+		}
+		return &object{fd: fd, writable: true, sealed: true}, spaceErr(err)
+	})
+}
+
+// adoptAnonymous is createAnonymous in memory that another process has created.
+// It is this process that reserves it, and is charged for it.
+func adoptAnonymous(s *memsource.Source, size int64, sparse bool) (*object, error) {
+	return anonymousObject(size, sparse, func() (*object, error) {
+		f, err := s.Create(size)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		o, err := handedObject(f)
+		if err != nil {
+			return nil, err
+		}
+		if info, err := o.stat(); err != nil || info.size != size || !o.sealed || !o.writable {
+			o.close()
+			return nil, fmt.Errorf("%w: memory of %d bytes, sealed %v, writable %v: want %d bytes", errNotSealed, info.size, o.sealed, o.writable, size)
+		}
+		return o, nil
+	})
+}
+
+func anonymousObject(size int64, sparse bool, create func() (*object, error)) (*object, error) {
 	if !sparse {
 		if free, known := availableMemory(size); known && size > free { // before a descriptor is used up
 			return nil, spaceErr(fmt.Errorf("%d bytes wanted, %d of memory available: %w", size, free, unix.ENOSPC))
 		}
 	}
-	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("shm", flags|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
-		fd, err = unix.MemfdCreate("shm", flags)
+	o, err := create()
+	if err != nil {
+		return nil, err
 	}
-	switch {
-	case errors.Is(err, unix.ENOSYS):
-		return nil, fmt.Errorf("%w: no memfd_create: %w", errors.ErrUnsupported, err)
-	case err != nil:
-		return nil, spaceErr(err)
+	if !sparse {
+		err = o.allocate(size)
 	}
-	o := &object{fd: fd, writable: true, sealed: true}
-	if err := o.prepareAnonymous(size, sparse); err != nil {
+	if err == nil {
+		_, err = o.stat()
+	}
+	if err != nil {
 		o.close()
 		return nil, spaceErr(err)
 	}
 	return o, nil
-}
-
-const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
-
-func (o *object) prepareAnonymous(size int64, sparse bool) error {
-	// It is 0666 or 0777, and who has a descriptor can open it: with this, one to
-	// read only is good for no more.
-	if err := unix.Fchmod(o.fd, 0o644); err != nil {
-		return err
-	}
-	setSize := o.allocate
-	if sparse {
-		setSize = o.truncate
-	}
-	if err := setSize(size); err != nil {
-		return err
-	}
-	if _, err := o.stat(); err != nil {
-		return err
-	}
-	_, err := unix.FcntlInt(uintptr(o.fd), unix.F_ADD_SEALS, fixedSize|unix.F_SEAL_SEAL)
-	return err
 }
 
 func (o *object) isSealed() bool { return o.sealed }
@@ -518,7 +528,7 @@ func fromFD(fd uintptr) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &object{fd: int(fd), writable: writable, sealed: seals&fixedSize == fixedSize}
+	o := &object{fd: int(fd), writable: writable, sealed: seals&memfd.FixedSize == memfd.FixedSize}
 	if _, err := o.stat(); err != nil {
 		return nil, err
 	}

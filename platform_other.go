@@ -5,6 +5,8 @@ package shm
 import (
 	"errors"
 	"os"
+
+	"github.com/shmkit/shm/internal/memsource"
 )
 
 // Systems without a backend: programs that import this package still build, and
@@ -22,7 +24,10 @@ var headerLength = os.Getpagesize()
 
 type object struct{ writable bool }
 
-func createAnonymous(int64, bool) (*object, error)        { return nil, errors.ErrUnsupported }
+func createAnonymous(int64, bool) (*object, error) { return nil, errors.ErrUnsupported }
+func adoptAnonymous(*memsource.Source, int64, bool) (*object, error) {
+	return nil, errors.ErrUnsupported
+}
 func fromFD(uintptr) (*object, error)                     { return nil, errors.ErrUnsupported }
 func createObject(string, int64, config) (*object, error) { return nil, errors.ErrUnsupported }
 func openObject(string, bool) (*object, error)            { return nil, errors.ErrUnsupported }

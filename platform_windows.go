@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/windows"
 
+	"github.com/shmkit/shm/internal/memsource"
 	"github.com/shmkit/shm/internal/section"
 )
 
@@ -266,6 +267,11 @@ func (o *object) unlink(string) error {
 		err = ErrFault
 	}
 	return err
+}
+
+// adoptAnonymous: package manager hands out no memory here.
+func adoptAnonymous(*memsource.Source, int64, bool) (*object, error) {
+	return nil, errors.ErrUnsupported
 }
 
 // createAnonymous: the memory of a section is always reserved.

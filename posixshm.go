@@ -16,6 +16,7 @@ import (
 
 	"github.com/shmkit/shm/internal/blockname"
 	"github.com/shmkit/shm/internal/lockpage"
+	"github.com/shmkit/shm/internal/memsource"
 	"github.com/shmkit/shm/internal/raw"
 	"github.com/shmkit/shm/internal/shmobject"
 )
@@ -443,6 +444,11 @@ func createAnonymous(size int64, _ bool) (o *object, err error) {
 		return nil, err
 	}
 	return o, nil
+}
+
+// adoptAnonymous: package manager hands out no memory here.
+func adoptAnonymous(*memsource.Source, int64, bool) (*object, error) {
+	return nil, errors.ErrUnsupported
 }
 
 // openNameless makes an object that has lost its name again, and has no size. A

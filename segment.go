@@ -327,7 +327,9 @@ func prepare(t *attempt, name string, size int64, c config) (*attachment, error)
 	}
 	length := int(size) + a.layout.headerSize
 	var err error
-	if c.has(optAnonymous) {
+	if c.source != nil {
+		a.obj, err = adoptAnonymous(c.source, int64(length), c.has(optSparse))
+	} else if c.has(optAnonymous) {
 		a.obj, err = createAnonymous(int64(length), c.has(optSparse))
 	} else {
 		err = claim(t, name, func() (err error) {

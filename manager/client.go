@@ -12,11 +12,11 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/blockname"
+	"github.com/shmkit/shm/internal/memsource"
 )
 
 // Env is the environment variable with the address that Dial uses where it is
@@ -33,9 +33,10 @@ type Client struct {
 	stop   func() bool // no longer waits for the context
 	closed atomic.Bool // by Close
 
-	mu   sync.Mutex // held for a request and its response
-	buf  []byte
-	gone error // why no more requests can be made
+	creating sync.Mutex // held while the server has memory for a block to be
+	mu       sync.Mutex // held for a request and its response
+	buf      []byte
+	gone     error // why no more requests can be made
 }
 
 // A DialOption changes how [Dial] connects.
@@ -109,8 +110,8 @@ func connect(ctx context.Context, addr string) (*conn, error) {
 		switch {
 		case err == nil:
 			return conn, nil
-		case errors.Is(err, syscall.ECONNREFUSED) && time.Now().Before(refused):
-		case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+		case errors.Is(err, errRefused) && time.Now().Before(refused):
+		case errors.Is(err, errNoSocket), errors.Is(err, errRefused):
 			return nil, fmt.Errorf("%w: %w", ErrGone, err)
 		case !errors.Is(err, errBacklog) || time.Now().After(end):
 			return nil, err
@@ -144,8 +145,22 @@ func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segmen
 		name = blockname.Unique()
 	}
 	name = clean(name)
-	seg, err := shm.Anonymous(size, append(slices.Clip(opts), shm.Label(name))...)
+	label := shm.Label(name)
+	given := false // memory of the server's
+	if createsMemory {
+		c.creating.Lock()
+		defer c.creating.Unlock()
+		label = inMemoryOf(name, func(length int64) (*os.File, error) {
+			f, err := c.memory(name, size, length)
+			given = err == nil
+			return f, err
+		})
+	}
+	seg, err := shm.Anonymous(size, append(slices.Clip(opts), label)...)
 	if err != nil {
+		if given { // and part of it in use
+			c.memory(name, 0, 0)
+		}
 		return nil, err
 	}
 	if err := c.keep(seg); err != nil {
@@ -155,13 +170,30 @@ func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segmen
 	return seg, nil
 }
 
-// keep has the server keep the block of seg, which nobody else has so far.
-func (c *Client) keep(seg *shm.Segment) error {
-	f, err := seg.File()
-	if err != nil {
-		return err
+// inMemoryOf returns an option to build a block in what create returns, which is
+// shm.Label(name) as well.
+func inMemoryOf(name string, create func(length int64) (*os.File, error)) shm.Option {
+	return memsource.Option(name, &memsource.Source{Create: create}).(shm.Option)
+}
+
+// memory returns memory for a block.
+func (c *Client) memory(name string, capacity, size int64) (*os.File, error) {
+	resp, f, err := c.do(request{Op: opMemory, Name: name, Cap: capacity, Size: size}, nil)
+	if err == nil && f == nil {
+		err = cmp.Or(resp.lost, errProtocol)
 	}
-	defer f.Close()
+	return f, err
+}
+
+// keep has the server keep the block of seg, which nobody else has so far.
+func (c *Client) keep(seg *shm.Segment) (err error) {
+	var f *os.File
+	if !createsMemory {
+		if f, err = seg.File(); err != nil {
+			return err
+		}
+		defer f.Close()
+	}
 	_, _, err = c.do(request{Op: opCreate, Name: seg.Name(), Cap: seg.Cap(), Lease: c.lease}, f)
 	return err
 }
@@ -177,15 +209,16 @@ func checkOptions(opts []shm.Option, allowed ...shm.Option) error {
 }
 
 // OpenOrCreate attaches to the block called name, or creates it if there is
-// none, and reports which. Errors and options are those of [Client.Create],
-// without [fs.ErrExist]. If several clients call it at once, one of them creates
-// the block.
+// none, and reports which. If several clients call it at once, one of them creates
+// the block. Errors and options are those of [Client.Create], but the error is not
+// [fs.ErrExist]; it is [shm.ErrBusy] if other clients have created and released
+// the block a hundred times in between.
 func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg *shm.Segment, created bool, err error) {
 	if err := checkOptions(opts, shm.Sparse(), shm.Prefault()); err != nil {
 		return nil, false, pathError("open", name, err)
 	}
 	openOpts := slices.DeleteFunc(slices.Clone(opts), func(o shm.Option) bool { return o != shm.Prefault() })
-	for {
+	for range attempts {
 		err = fs.ErrNotExist
 		if name != "" {
 			seg, err = c.open(name, openOpts)
@@ -198,6 +231,7 @@ func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg 
 			return seg, created, rename(err, "open", name)
 		}
 	}
+	return nil, false, pathError("open", name, fmt.Errorf("%w: others create and release it all the time", shm.ErrBusy))
 }
 
 // Open attaches to the block called name.

@@ -23,3 +23,14 @@ const MaxRequest = maxRequest
 
 // Knock connects to a server without any manners.
 func Knock(addr string) (net.Conn, error) { return connect(context.Background(), addr) }
+
+// CreatesMemory is whether a server takes no descriptors.
+const CreatesMemory = createsMemory
+
+// SetAttempts changes how often an OpenOrCreate begins anew, for the time of the
+// test.
+func SetAttempts(t testing.TB, n int) {
+	old := attempts
+	attempts = n
+	t.Cleanup(func() { attempts = old })
+}

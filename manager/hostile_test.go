@@ -8,7 +8,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,14 +24,14 @@ func knock(t testing.TB, addr string) net.Conn {
 	return conn
 }
 
-const hello = `{"version":1}` + "\n"
+const hello = `{"version":2}` + "\n"
 
 // hangsUp checks that the server answers with the line and ends the connection.
 func hangsUp(t testing.TB, conn net.Conn, line string) {
 	t.Helper()
 	conn.SetDeadline(time.Now().Add(30 * time.Second))
 	got, err := io.ReadAll(conn)
-	if err != nil && !errors.Is(err, syscall.ECONNRESET) { // with bytes it has not read
+	if err != nil && !errors.Is(err, errReset) { // with bytes it has not read
 		t.Error(err)
 	}
 	if string(got) != hello+line {
@@ -48,6 +47,18 @@ func answers(t testing.TB, conn net.Conn, lines string) {
 	if n, err := io.ReadFull(conn, got); err != nil || string(got) != hello+lines {
 		t.Errorf("answer %q, %v, want %q", got[:n], err, hello+lines)
 	}
+}
+
+// line reads one, and nothing behind it.
+func line(t testing.TB, conn net.Conn) string {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	b := make([]byte, 1000)
+	n, err := conn.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[:n])
 }
 
 const badRequest = `{"code":"invalid","error":"invalid argument: bad request"}` + "\n"
@@ -165,7 +176,7 @@ func TestHostileServer(t *testing.T) {
 		"nothing":        {},
 		"no JSON":        {"SSH-2.0-OpenSSH\r\n"},
 		"endless":        {strings.Repeat("x", 1<<20)},
-		"other version":  {`{"version":2}` + "\n"},
+		"other version":  {`{"version":3}` + "\n"},
 		"no memory":      {hello, `{"name":"block"}` + "\n"},
 		"a foreign name": {hello, `{"section":"Global\\x"}` + "\n"},
 		"a missing name": {hello, `{"section":"!aaaaaaaaaaaaaaaaaaaaaaaaaa"}` + "\n"},

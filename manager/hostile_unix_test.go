@@ -41,7 +41,10 @@ func TestHostileDeaf(t *testing.T) {
 	before := ownDescriptors(t)
 	for range 10 {
 		deaf := knockUnix(t, addr)
-		deaf.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		deaf.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := io.ReadFull(deaf, make([]byte, len(hello))); err != nil {
+			t.Fatal(err)
+		}
 		for {
 			if _, err := fmt.Fprintln(deaf, `{"op":"open","name":"block"}`); err != nil {
 				if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
@@ -52,11 +55,11 @@ func TestHostileDeaf(t *testing.T) {
 		}
 		// What is on its way to it is bounded, for the sake of others.
 		underWay, _ := io.ReadAll(deaf)
-		most := 20
+		most := 1
 		if runtime.GOOS == "darwin" { // where the bytes alone count
 			most = 4096 / len("{}\n")
 		}
-		if n := bytes.Count(underWay, []byte("{}")); n == 0 || n > most {
+		if n := bytes.Count(underWay, []byte("{}\n")); n == 0 || n > most {
 			t.Errorf("%d descriptors under way", n)
 		}
 		atWork(t, c)
@@ -83,75 +86,6 @@ func file(t testing.TB, seg *shm.Segment) *os.File {
 	return f
 }
 
-// What a client gives out as the memory of a block must be memory.
-func TestHostileCreate(t *testing.T) {
-	addr, _ := serve(t)
-	c := dial(t, addr)
-	conn := knockUnix(t, addr)
-	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
-		t.Fatal(err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	defer w.Close()
-	disk, err := os.CreateTemp(t.TempDir(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer disk.Close()
-	disk.Truncate(4096 + 100)
-	good := memory(t, 100)
-	before := ownDescriptors(t)
-	for _, tt := range []struct {
-		what string
-		f    *os.File
-		cap  string
-	}{
-		{"nothing", nil, "100"},
-		{"a pipe", r, "100"},
-		{"a file", disk, "100"},
-		{"the socket", must2(conn.File()), "100"},
-		{"no capacity", good, "0"},
-		{"negative capacity", good, "-9223372036854775808"},
-		{"more than there is", good, "50000"},
-		{"far more than there is", good, "9223372036854775807"},
-	} {
-		var oob []byte
-		if tt.f != nil {
-			oob = syscall.UnixRights(int(tt.f.Fd()))
-		}
-		if _, _, err := conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":`+tt.cap+"}\n"), oob, nil); err != nil {
-			t.Fatal(err)
-		}
-		answer := make([]byte, 1000)
-		n, err := conn.Read(answer)
-		if err != nil || !bytes.HasPrefix(answer[:n], []byte(`{"code":"invalid"`)) {
-			t.Errorf("%s: %s, %v", tt.what, answer[:n], err)
-		}
-		if tt.what == "the socket" {
-			tt.f.Close()
-		}
-	}
-	if after := ownDescriptors(t); after >= before+1 {
-		t.Errorf("%d descriptors, before %d", after, before)
-	}
-	if got := names(t, c); len(got) != 0 {
-		t.Errorf("list: %v", got)
-	}
-	// Memory that is none of this package's is found out by those who open it.
-	large := memory(t, 1<<20, shm.Sparse())
-	spoil(t, large)
-	conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":1048576}`+"\n"), syscall.UnixRights(int(large.Fd())), nil)
-	if _, err := io.ReadFull(conn, make([]byte, len("{}\n"))); err != nil {
-		t.Fatal(err)
-	}
-	mustFail(t, second(c.Open("a")), "a", shm.ErrNotSegment)
-	atWork(t, c)
-}
-
 // spoil makes memory that is a block none.
 func spoil(t testing.TB, f *os.File) {
 	t.Helper()
@@ -161,13 +95,6 @@ func spoil(t testing.TB, f *os.File) {
 	}
 	clear(mem[:8]) // the magic
 	unix.Munmap(mem)
-}
-
-func must2(f *os.File, err error) *os.File {
-	if err != nil {
-		panic(err)
-	}
-	return f
 }
 
 // Whatever a client does to the memory, the server and other clients go on.
@@ -230,6 +157,8 @@ func noBlocks(c *manager.Client) func() bool {
 func FuzzRequest(f *testing.F) {
 	for _, seed := range []string{
 		`{"op":"create","name":"a","cap":100}` + "\n" + `{"op":"open","name":"a"}` + "\n",
+		`{"op":"memory","name":"a","cap":100,"size":4196}` + "\n" + `{"op":"create","name":"a","cap":100,"lease":true}` + "\n" + `{"op":"open","name":"a"}` + "\n",
+		`{"op":"memory","name":"a","cap":100,"size":4196}` + "\n" + `{"op":"create","name":"a","cap":10}` + "\n" + `{"op":"memory","size":1}` + "\n" + `{"op":"memory"}` + "\n",
 		`{"op":"create","name":"a","cap":100,"lease":true}` + "\n" + `{"op":"list"}` + "\n",
 		`{"op":"create","name":"b","cap":100}` + "\n" + `{"op":"open","name":"b","read_only":true}` + "\n" + `{"op":"release","name":"b"}` + "\n",
 		`{"op":"create","name":"c","cap":9223372036854775807}` + "\n" + `{"op":"list","name":"a"}` + "\n",
@@ -241,12 +170,15 @@ func FuzzRequest(f *testing.F) {
 		addr, stop := serve(t, manager.Total(manager.Quota{Blocks: 10, Bytes: 1 << 20}))
 		conn := knockUnix(t, addr)
 		conn.SetDeadline(time.Now().Add(30 * time.Second))
-		memory := memory(t, 100, shm.Sparse())
+		var rights []byte
+		if !manager.CreatesMemory {
+			rights = syscall.UnixRights(int(memory(t, 100, shm.Sparse()).Fd()))
+		}
 		sent := make(chan bool)
 		go func() {
 			defer close(sent)
-			for line := range bytes.Lines(data) { // each with a descriptor
-				conn.WriteMsgUnix(line, syscall.UnixRights(int(memory.Fd())), nil)
+			for line := range bytes.Lines(data) { // each with a descriptor, where they are taken
+				conn.WriteMsgUnix(line, rights, nil)
 			}
 			conn.CloseWrite()
 		}()
@@ -271,11 +203,11 @@ func FuzzRequest(f *testing.F) {
 				t.Errorf("block %+v", info)
 			}
 			if !info.Leased {
-				seg, err := c.Open(info.Name)
-				if err != nil {
+				if seg, err := c.Open(info.Name); err == nil {
+					seg.Close()
+				} else if !manager.CreatesMemory || !errors.Is(err, shm.ErrNotSegment) { // nobody has built a block in it
 					t.Fatal(err)
 				}
-				seg.Close()
 				if err := c.Release(info.Name); err != nil {
 					t.Error(err)
 				}

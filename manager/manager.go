@@ -114,14 +114,22 @@ func (m *Manager) Create(name string, size int64, opts ...shm.Option) (*shm.Segm
 	return seg, nil
 }
 
+// attempts is how often an OpenOrCreate begins anew, each time because another
+// process was in between.
+var attempts = 100 // a variable for tests alone
+
 // OpenOrCreate attaches to the block called name, or creates it if there is
 // none, as [shm.OpenOrCreate] does, and keeps it. A block that others created is
 // kept as well, but Release and Close only detach from it.
+//
+// The error is that of [shm.OpenOrCreate], [fs.ErrClosed] if the manager is
+// closed, or [shm.ErrBusy] if the block was unlinked before it was kept, a hundred
+// times in succession.
 func (m *Manager) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg *shm.Segment, created bool, err error) {
 	if m.isClosed() {
 		return nil, false, pathError("open", name, fs.ErrClosed)
 	}
-	for {
+	for range attempts {
 		seg, created, err = shm.OpenOrCreate(name, size, opts...)
 		if err != nil {
 			return nil, false, err
@@ -135,6 +143,7 @@ func (m *Manager) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg
 			return nil, false, pathError("open", name, errors.Join(err, endErr))
 		}
 	}
+	return nil, false, pathError("open", name, fmt.Errorf("%w: others unlink it all the time", shm.ErrBusy))
 }
 
 // Open attaches to a block that the manager keeps. The error is

@@ -239,3 +239,39 @@ func TestManagerConcurrent(t *testing.T) {
 		mustNotExist(t, name)
 	}
 }
+
+// An OpenOrCreate whose block is unlinked whenever it has it ends.
+func TestManagerOpenOrCreateBusy(t *testing.T) {
+	skipUnsupported(t)
+	if runtime.GOOS == "windows" {
+		t.Skip("nothing can be unlinked on Windows")
+	}
+	manager.SetAttempts(t, 1)
+	m := manager.New(t.Context())
+	defer m.Close()
+	name := unique()
+	var unlinking sync.WaitGroup
+	end := make(chan struct{})
+	unlinking.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			default:
+				shm.Unlink(name)
+			}
+		}
+	})
+	defer unlinking.Wait()
+	defer close(end)
+	eventually(t, "the block is unlinked in between", func() bool {
+		seg, _, err := m.OpenOrCreate(name, 100)
+		if err == nil {
+			seg.Close()
+			m.Release(name)
+			return false
+		}
+		mustFail(t, err, name, shm.ErrBusy)
+		return true
+	})
+}

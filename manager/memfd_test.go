@@ -6,8 +6,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -28,22 +31,72 @@ func TestAddressWithoutFile(t *testing.T) {
 	mustFail(t, second(manager.Dial(t.Context(), addr)), addr, manager.ErrGone)
 }
 
-// Memory that could be truncated is not taken for a block.
-func TestHostileUnsealed(t *testing.T) {
-	addr, _ := serve(t)
-	fd, err := unix.MemfdCreate("unsealed", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		t.Fatal(err)
-	}
-	unsealed := os.NewFile(uintptr(fd), "unsealed")
-	defer unsealed.Close()
-	unsealed.Truncate(4096 + 100)
+// A block takes memory of the server's, of the size that it has asked for.
+func TestHostileCreate(t *testing.T) {
+	addr, _ := serve(t, manager.Total(manager.Quota{Bytes: 1 << 20}))
+	c := dial(t, addr)
+	must(t)(c.Create("taken", 100))
 	conn := knockUnix(t, addr)
-	if _, _, err := conn.WriteMsgUnix([]byte(`{"op":"create","name":"a","cap":100}`+"\n"), unix.UnixRights(fd), nil); err != nil {
+	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
 		t.Fatal(err)
 	}
-	conn.CloseWrite()
-	hangsUp(t, conn, `{"code":"invalid","error":"invalid argument: not a block: not sealed"}`+"\n")
+	before := ownDescriptors(t)
+	const none = `{"code":"invalid","error":"invalid argument: no memory was asked for"}`
+	for _, tt := range []struct{ request, answer string }{
+		{`{"op":"create","name":"a","cap":100}`, none},
+		{`{"op":"memory","name":"a","cap":100,"size":100}`, `{"code":"invalid","error":"invalid argument: 100 bytes for a Cap of 100"}`},
+		{`{"op":"memory","name":"a","cap":100,"size":99}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":100,"size":1000000}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":-100,"size":100}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":100,"size":-9223372036854775808}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":-9223372036854775808,"size":9223372036854775807}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":9223372036854771711,"size":9223372036854775807}`, `{"code":"quota"`},
+		{`{"op":"memory","name":"taken","cap":100,"size":200}`, `{"code":"exist"`},
+		{`{"op":"memory","name":"../a","cap":100,"size":200}`, `{"code":"invalid"`},
+		{`{"op":"memory"}`, `{"code":"invalid"`},
+		{`{"op":"create","name":"a","cap":100}`, none},
+		{`{"op":"memory","name":"a","cap":100,"size":200}`, `{}`},
+		{`{"op":"create","name":"a","cap":1000}`, `{"code":"invalid","error":"invalid argument: 200 bytes for a Cap of 1000"}`},
+		{`{"op":"create","name":"a","cap":100}`, none},
+		{`{"op":"memory","name":"a","cap":100,"size":200}`, `{}`},
+		{`{"op":"memory","name":"a","cap":200,"size":300}`, `{}`}, // in place of the other
+		{`{"op":"create","name":"a","cap":100}`, `{}`},
+		{`{"op":"create","name":"b","cap":100}`, none},
+		{`{"op":"memory","name":"b","cap":200,"size":300}`, `{}`},
+		{`{"op":"memory","name":"b"}`, `{}`}, // given back
+		{`{"op":"create","name":"b","cap":200}`, none},
+	} {
+		if _, err := fmt.Fprintln(conn, tt.request); err != nil {
+			t.Fatal(err)
+		}
+		if got := line(t, conn); !strings.HasPrefix(got, tt.answer) {
+			t.Errorf("%s: %s, want %s", tt.request, got, tt.answer)
+		}
+	}
+	if got := names(t, c); !slices.Equal(got, []string{"a", "taken"}) {
+		t.Errorf("list: %v", got)
+	}
+	// Memory without a block in it is found out by those who open it.
+	mustFail(t, second(c.Open("a")), "a", shm.ErrNotSegment)
+	if err := c.Release("a"); err != nil {
+		t.Error(err)
+	}
+	if after := ownDescriptors(t); after > before {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+	atWork(t, c)
+}
+
+// What a Create that fails has filled of the server's memory is not kept.
+func TestCreateGivesBack(t *testing.T) {
+	addr, _ := serve(t, manager.Total(manager.Quota{Bytes: 1 << 62}))
+	c := dial(t, addr)
+	before := ownDescriptors(t)
+	mustFail(t, second(c.Create("huge", 1<<50, shm.Sparse())), "huge", shm.ErrNoSpace)
+	if after := ownDescriptors(t); after > before {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+	atWork(t, c)
 }
 
 // Locks that a client holds on the memory keep nobody from it, and nobody can

@@ -3,6 +3,7 @@
 package manager
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -12,24 +13,41 @@ import (
 // Elsewhere there are no anonymous blocks yet, so nothing that a server could
 // give. What follows is never called.
 
-const supported = false
-
-var errUnsupported = errors.ErrUnsupported
-
-func checkAddr(string) error                         { return errors.ErrUnsupported }
-func credentials(int) (Peer, error)                  { return Peer{}, errors.ErrUnsupported }
-func duplicate(uintptr, bool) (uintptr, error)       { return 0, errors.ErrUnsupported }
-func rights(*os.File) []byte                         { return nil }
-func received([]byte, int, string) (*os.File, error) { return nil, errors.ErrUnsupported }
-func memorySize(uintptr) (int64, error)              { return 0, errors.ErrUnsupported }
-func readMsg(*net.UnixConn, []byte, []byte) (n, oobn, flags int, err error) {
-	return 0, 0, 0, errors.ErrUnsupported
-}
-func totalMemory() int64             { return 0 }
-func lockDir(string) (func(), error) { return nil, errors.ErrUnsupported }
-
 const (
-	oobSize                  = 0
-	restricts                = false
+	supported     = false
+	restricts     = false
+	createsMemory = false
+
 	refusedFor time.Duration = 0
 )
+
+var (
+	errUnsupported = errors.ErrUnsupported
+	errBacklog     = errors.ErrUnsupported
+	errNoSocket    = errors.ErrUnsupported
+	errRefused     = errors.ErrUnsupported
+	errUnderWay    = errors.ErrUnsupported
+	passing        []error
+)
+
+type conn struct {
+	net.Conn
+	want request
+}
+
+func (c *conn) send([]byte, *os.File) error   { return errors.ErrUnsupported }
+func (c *conn) take(string) (*os.File, error) { return nil, errors.ErrUnsupported }
+func (c *conn) sameUser(Peer) Access          { return NoAccess }
+func (c *conn) peer() (Peer, error)           { return Peer{}, errors.ErrUnsupported }
+func (c *conn) unread() bool                  { return false }
+func (c *conn) hangUp()                       {}
+
+func dialOnce(context.Context, string) (*conn, error) { return nil, errors.ErrUnsupported }
+func listen(string) (net.Listener, error)             { return nil, errors.ErrUnsupported }
+func accepted(net.Conn) (*conn, error)                { return nil, errors.ErrUnsupported }
+func createMemory(int64) (*os.File, error)            { return nil, errors.ErrUnsupported }
+func duplicate(uintptr, bool) (uintptr, error)        { return 0, errors.ErrUnsupported }
+func memorySize(uintptr) (int64, error)               { return 0, errors.ErrUnsupported }
+func sectionOf(*os.File) string                       { return "" }
+func totalMemory() int64                              { return 0 }
+func cutShort(func())                                 {}

@@ -5,7 +5,7 @@ package manager
 import (
 	"errors"
 	"fmt"
-	"net"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -41,7 +41,22 @@ const oobSize = 2 << 10
 // memorySize is sealedSize for a descriptor. An object gets its size once.
 func memorySize(fd uintptr) (int64, error) { return shmobject.Size(fd) }
 
-func readMsg(conn *net.UnixConn, p, oob []byte) (n, oobn, flags int, err error) {
-	n, oobn, flags, _, err = conn.ReadMsgUnix(p, oob)
+// isMemory reports whether fd, which can be anything, is memory.
+func isMemory(fd uintptr) bool {
+	_, err := memorySize(fd)
+	return err == nil
+}
+
+// createsMemory is whether the server creates the memory of blocks, and not the
+// client.
+const createsMemory = false
+
+func createMemory(int64) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func refuseRights(uintptr) error { return errors.ErrUnsupported }
+func refusesRights(uintptr) bool { return false }
+
+func (c *conn) receive(p []byte) (n, oobn, flags int, err error) {
+	n, oobn, flags, _, err = c.ReadMsgUnix(p, c.oob)
 	return n, oobn, flags, err
 }

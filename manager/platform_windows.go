@@ -31,8 +31,11 @@ const (
 // errBacklog is a server that has no instance of its pipe for us yet.
 const errBacklog = windows.ERROR_PIPE_BUSY
 
-// errLost is a section that is not there.
-var errLost = fs.ErrInvalid
+// What connecting to an address without a server returns.
+const (
+	errNoSocket = syscall.ENOENT
+	errRefused  = syscall.ECONNREFUSED
+)
 
 // passing are the reasons not to accept a connection that can pass.
 var passing = []error{

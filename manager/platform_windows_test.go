@@ -271,18 +271,6 @@ func TestHostileSections(t *testing.T) {
 	atWork(t, c)
 }
 
-// line reads one, and nothing behind it.
-func line(t testing.TB, conn net.Conn) string {
-	t.Helper()
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
-	b := make([]byte, 1000)
-	n, err := conn.Read(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b[:n])
-}
-
 // A client that does not read its responses is dropped.
 func TestPipeDeaf(t *testing.T) {
 	manager.SetStall(t, 100*time.Millisecond)

@@ -13,22 +13,28 @@ import (
 // A server and its client talk in lines of JSON over a stream. The server
 // begins, with a response that has its version, or the error why it will not
 // talk. Then each request of the client is answered by one response. The
-// descriptor of a block travels, by SCM_RIGHTS, with the first byte of its
-// opCreate, or of the response to its opOpen. On Windows, where the stream is a
-// named pipe, the line has the name of the block's section instead.
+// descriptor of a block travels, by SCM_RIGHTS, with the first byte of the
+// response to its opOpen.
 //
-// It is the client that makes the memory: so it is charged to whoever wants it,
-// and the server has nothing to do that could take long.
+// To create a block on Linux, a client asks for memory, by opMemory, builds the
+// block in it, and has it kept, by opCreate. The server creates the memory and
+// never touches it; it is charged to the client, which reserves it. Nothing but
+// bytes travels to the server: see conn.
+//
+// On darwin the client creates the memory, and the descriptor travels with the
+// first byte of its opCreate. On Windows, where the stream is a named pipe, the
+// client does so, too, and the lines have the name of the block's section instead.
 const (
-	protocolVersion = 1
+	protocolVersion = 2
 
 	maxRequest  = 4 << 10  // bytes in a line, with its end
 	maxResponse = 64 << 10 // the same
-	pageSize    = 128      // blocks in a response to opList, so that it fits
+	pageSize    = 32       // blocks in a response to opList: what waits for a client that does not read
 )
 
 // Operations.
 const (
+	opMemory  = "memory"
 	opCreate  = "create"
 	opOpen    = "open"
 	opList    = "list"
@@ -39,6 +45,7 @@ type request struct {
 	Op       string `json:"op"`
 	Name     string `json:"name,omitempty"` // of the block; for opList, list what comes after it
 	Cap      int64  `json:"cap,omitempty"`
+	Size     int64  `json:"size,omitempty"` // for opMemory, bytes with the header; 0 gives back what was not used
 	ReadOnly bool   `json:"read_only,omitempty"`
 	Lease    bool   `json:"lease,omitempty"`
 	Section  string `json:"section,omitempty"` // on Windows, for the descriptor

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -369,11 +368,19 @@ func TestQuota(t *testing.T) {
 		}
 	}
 	create(a, "a1", 601, manager.ErrQuota)
+	_, err := a.Create("a1", 601)
+	if want := "601 more bytes: 0 of at most 600 bytes of this client are in use"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q without %q", err, want)
+	}
 	create(a, "a1", 400, nil)
 	create(a, "a2", 201, manager.ErrQuota)
 	create(a, "a2", 100, nil)
 	create(a, "a3", 100, nil)
 	create(a, "a4", 1, manager.ErrQuota) // three blocks
+	_, err = a.Create("a4", 1)
+	if want := "one more block: 3 of at most 3 blocks of this client are in use"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q without %q", err, want)
+	}
 	create(b, "b1", 401, manager.ErrQuota)
 	create(b, "b1", 399, nil)
 	create(b, "b2", 1, manager.ErrQuota) // four blocks in all
@@ -385,7 +392,11 @@ func TestQuota(t *testing.T) {
 
 	// All clients there may be.
 	third := dial(t, addr)
-	mustFail(t, second(manager.Dial(t.Context(), addr)), addr, manager.ErrQuota)
+	err = second(manager.Dial(t.Context(), addr))
+	mustFail(t, err, addr, manager.ErrQuota)
+	if want := "one more client: there are 3 of at most 3"; !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q without %q", err, want)
+	}
 	third.Close()
 
 	// A client that leaves gives back its lease; what was not leased stays in
@@ -448,7 +459,7 @@ func TestLease(t *testing.T) {
 func TestServerKilled(t *testing.T) {
 	addr := address(t)
 	srv := startServer(t, addr)
-	if _, err := manager.Listen(addr); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := manager.Listen(addr); !errors.Is(err, errInUse) {
 		t.Errorf("second listener: %v", err)
 	}
 	c := dial(t, addr)
@@ -542,6 +553,40 @@ func TestOpenOrCreateRace(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// An OpenOrCreate that others are always in between of ends.
+func TestOpenOrCreateBusy(t *testing.T) {
+	addr := address(t)
+	l := listen(t, addr)
+	defer l.Close()
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	serving.Go(func() {
+		conn, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(30 * time.Second))
+		fmt.Fprint(conn, hello)
+		for b := make([]byte, 1000); ; {
+			n, err := conn.Read(b)
+			if err != nil {
+				return
+			}
+			if strings.Contains(string(b[:n]), `"open"`) {
+				fmt.Fprintln(conn, `{"code":"not_exist","error":"released"}`)
+			} else {
+				fmt.Fprintln(conn, `{"code":"exist","error":"created"}`)
+			}
+		}
+	})
+	c := dial(t, addr)
+	_, _, err := c.OpenOrCreate("block", 100)
+	mustFail(t, err, "block", shm.ErrBusy)
+	c.Close()
 }
 
 // silent is a server that says the words it is given, and takes no notice of

@@ -54,8 +54,16 @@ type Quota struct {
 	Bytes  int64 // of their Caps
 }
 
-func (q Quota) allows(u Quota, size int64) bool {
-	return (q.Blocks == 0 || u.Blocks < q.Blocks) && (q.Bytes == 0 || size <= q.Bytes-u.Bytes)
+// refuses returns ErrQuota if a block of size bytes is more than q allows to whose
+// blocks are used already.
+func (q Quota) refuses(whose string, used Quota, size int64) error {
+	switch {
+	case q.Blocks != 0 && used.Blocks >= q.Blocks:
+		return fmt.Errorf("%w: one more block: %d of at most %d blocks %s are in use", ErrQuota, used.Blocks, q.Blocks, whose)
+	case q.Bytes != 0 && size > q.Bytes-used.Bytes:
+		return fmt.Errorf("%w: %d more bytes: %d of at most %d bytes %s are in use", ErrQuota, size, used.Bytes, q.Bytes, whose)
+	}
+	return nil
 }
 
 func (q *Quota) add(blocks int, bytes int64) {
@@ -77,7 +85,10 @@ func Authorize(f func(Peer) Access) ServeOption {
 	return serveOption(func(c *serveConfig) { c.authorize = f })
 }
 
-// MaxClients bounds the connections at one time. The default is 1,000.
+// MaxClients bounds the connections at one time. The default is 1,000. The user
+// of the server and root may have all of them. Of the other users that
+// [Authorize] lets in, each may have a quarter, and all of them together three
+// quarters, so that none of them can keep the others out, nor the server's own.
 func MaxClients(n int) ServeOption {
 	return serveOption(func(c *serveConfig) { c.maxClients = n })
 }
@@ -104,12 +115,17 @@ const sendBuffer = 4 << 10
 
 type server struct {
 	serveConfig
-	done sync.WaitGroup // of the clients' goroutines
+	done   sync.WaitGroup // of the clients' goroutines
+	ending chan struct{}  // closed when Serve ends
 
 	mu      sync.Mutex // guards what follows, and all clients and blocks
 	clients map[*client]bool
+	users   map[int]int // connections of each user but the server's own and root
+	others  int         // sum of users
 	blocks  map[string]*block
+	names   []string // of blocks, sorted
 	used    Quota
+	ended   bool // no more blocks
 }
 
 // client is a connection.
@@ -119,6 +135,15 @@ type client struct {
 	access Access
 	owned  map[*block]bool // what it has created and is still there
 	used   Quota
+
+	memory memory // for its next opCreate; its goroutine's own
+	gave   bool   // has been sent a descriptor; likewise
+}
+
+// memory is a file of memory and its size, which cannot change.
+type memory struct {
+	file *os.File
+	size int64
 }
 
 // block is memory under a name.
@@ -152,11 +177,14 @@ func Listen(addr string) (net.Listener, error) {
 // connections are closed and the server holds no memory any more; clients keep
 // what they are attached to.
 //
-// No client can make the server wait on behalf of another: each has a goroutine
-// of its own, requests have a bounded length, and a client that does not
-// complete one, or does not take its response, is dropped after ten seconds. The
-// server neither makes the memory of blocks nor looks at it, so nothing that a
-// client does to it can harm the server.
+// No process, allowed to connect or not, can make the server wait on behalf of
+// another, nor keep Serve from returning within ten seconds of the end of ctx.
+// Each client has a goroutine of its own, requests have a bounded length, and a
+// client that does not complete one, or does not take its response, is dropped
+// after ten seconds. The server never looks at the memory of blocks, so nothing
+// that a client does to it can harm the server. On Linux it takes no descriptors
+// from clients either. Before Linux 6.16 the kernel lets them send some all the
+// same, and what is left open to them there is in docs/manager.md.
 func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 	defer l.Close()
 	if !supported {
@@ -166,7 +194,9 @@ func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 		serveConfig: serveConfig{
 			maxClients: 1000,
 		},
+		ending:  make(chan struct{}),
 		clients: make(map[*client]bool),
+		users:   make(map[int]int),
 		blocks:  make(map[string]*block),
 	}
 	for _, o := range opts {
@@ -219,18 +249,14 @@ func (s *server) admit(conn net.Conn) {
 		}
 	}
 	if err == nil {
-		s.mu.Lock()
-		if len(s.clients) >= s.maxClients {
-			err = fmt.Errorf("%w: %d clients", ErrQuota, s.maxClients)
-		} else {
-			s.clients[c] = true
-		}
-		s.mu.Unlock()
+		err = s.enter(c)
 	}
 	if err != nil {
-		conn.SetWriteDeadline(time.Now().Add(stall)) // it has room for a line
-		conn.Write(marshal(failure(err)))
-		conn.Close()
+		unwanted.add(func() {
+			conn.SetWriteDeadline(time.Now().Add(stall)) // it has room for a line
+			conn.Write(marshal(failure(err)))
+			conn.Close()
+		})
 		return
 	}
 	s.done.Go(func() {
@@ -238,6 +264,44 @@ func (s *server) admit(conn net.Conn) {
 		s.talk(c)
 	})
 }
+
+// enter makes c one of the clients, if there may be one more.
+func (s *server) enter(c *client) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, uid := s.maxClients, c.peer.UID
+	if all := len(s.clients); all >= n {
+		return fmt.Errorf("%w: one more client: there are %d of at most %d", ErrQuota, all, n)
+	}
+	if !c.peer.privileged() {
+		if same, most := s.users[uid], max(n/4, 1); same >= most {
+			return fmt.Errorf("%w: one more client of user %d: there are %d of at most %d", ErrQuota, uid, same, most)
+		}
+		if most := max(n-n/4, 1); s.others >= most {
+			return fmt.Errorf("%w: one more client of other users: there are %d of at most %d", ErrQuota, s.others, most)
+		}
+		s.users[uid]++
+		s.others++
+	}
+	s.clients[c] = true
+	return nil
+}
+
+// exit gives back the place of c.
+func (s *server) exit(c *client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.clients, c)
+	if uid := c.peer.UID; !c.peer.privileged() {
+		s.others--
+		if s.users[uid]--; s.users[uid] == 0 {
+			delete(s.users, uid)
+		}
+	}
+}
+
+// privileged reports whether p is of the server's own user, or root.
+func (p Peer) privileged() bool { return p.UID == os.Geteuid() || p.UID == 0 }
 
 // talk answers the requests of c until there are no more, or one is no request.
 func (s *server) talk(c *client) {
@@ -262,12 +326,30 @@ func (s *server) talk(c *client) {
 		if err != nil {
 			resp = failure(err)
 		}
-		err = c.send(resp, f)
+		err = c.reply(resp, f)
 		f.Close() // if there is one
 		if err != nil {
 			return
 		}
 	}
+}
+
+// reply sends a response. There is never more than one descriptor on its way to a
+// client: the kernel bounds how many a user can have under way, and the server's
+// user is the same for all clients.
+func (c *client) reply(r response, f *os.File) error {
+	if f == nil {
+		return c.send(r, nil)
+	}
+	if c.conn.unread() {
+		return c.send(failure(fmt.Errorf("%w: a descriptor before the last response was read", ErrQuota)), nil)
+	}
+	c.gave = true
+	err := c.send(r, f)
+	if errors.Is(err, errUnderWay) { // of other processes of this user; nothing was sent
+		return c.send(failure(fmt.Errorf("%w: %v", ErrQuota, err)), nil)
+	}
+	return err
 }
 
 // readLine waits for a line for as long as it takes to begin.
@@ -300,12 +382,15 @@ func (s *server) answer(c *client, req request) (resp response, f *os.File, err 
 		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
 	}
 	switch req.Op {
+	case opMemory:
+		f, err = s.create(c, req)
+		return resp, f, err
 	case opCreate:
-		f, err := c.conn.take(req.Section)
+		m, err := c.take(req.Section)
 		if err != nil {
-			return resp, nil, fmt.Errorf("%w: %v", errLost, err)
+			return resp, nil, err
 		}
-		return resp, nil, s.create(c, req, f)
+		return resp, nil, s.keep(c, req, m)
 	case opOpen:
 		f, err = s.open(req)
 		return resp, f, err
@@ -317,29 +402,72 @@ func (s *server) answer(c *client, req request) (resp response, f *os.File, err 
 	return resp, nil, fmt.Errorf("%w: unknown operation", fs.ErrInvalid)
 }
 
-// create keeps the memory in f as a new block.
-func (s *server) create(c *client, req request, f *os.File) error {
-	err := checkMemory(f, req.Cap)
+// create creates the memory for a block of c, and returns a file of it. What it
+// has created before, and c has made no block of, is gone, also if there is an
+// error; if nothing is asked for, that is all.
+func (s *server) create(c *client, req request) (*os.File, error) {
+	c.memory.file.Close() // if there is one
+	c.memory = memory{}
+	if req.Size == 0 {
+		return nil, nil
+	}
+	err := checkSize(req.Size, req.Cap)
 	if err == nil {
-		info := Info{Name: req.Name, Cap: req.Cap, Created: time.Now(), Creator: c.peer.PID, Leased: req.Lease}
-		err = s.add(&block{info: info, owner: c, file: f})
+		s.mu.Lock()
+		err = s.refuses(c, req.Name, req.Cap) // before there is the memory, too
+		s.mu.Unlock()
 	}
 	if err != nil {
-		f.Close()
+		return nil, err
+	}
+	f, err := createMemory(req.Size)
+	if err != nil {
+		return nil, quota(err)
+	}
+	c.memory = memory{f, req.Size}
+	shared, err := share(f, false)
+	return shared, quota(err)
+}
+
+// take returns the memory that c wants to be kept.
+func (c *client) take(section string) (m memory, err error) {
+	if createsMemory {
+		if m, c.memory = c.memory, m; m.file == nil {
+			err = fmt.Errorf("%w: no memory was asked for", fs.ErrInvalid)
+		}
+		return m, err
+	}
+	if m.file, err = c.conn.take(section); err == nil {
+		m.size, err = sealedSize(m.file)
+	}
+	if err != nil {
+		m.file.Close() // if there is one
+		if err = quota(err); !errors.Is(err, ErrQuota) {
+			err = fmt.Errorf("%w: not a block: %w", fs.ErrInvalid, err)
+		}
+	}
+	return m, err
+}
+
+// keep keeps the memory as a new block.
+func (s *server) keep(c *client, req request, m memory) error {
+	err := checkSize(m.size, req.Cap)
+	if err == nil {
+		info := Info{Name: req.Name, Cap: req.Cap, Created: time.Now(), Creator: c.peer.PID, Leased: req.Lease}
+		err = s.add(&block{info: info, owner: c, file: m.file})
+	}
+	if err != nil {
+		m.file.Close()
 	}
 	return err
 }
 
-// checkMemory looks that f is memory whose size nobody can change, and no more
-// of it than capacity bytes and a header. What is in it, those who attach look
+// checkSize looks that size bytes of memory are those of a block with a Cap of
+// capacity bytes: with no more than a header. What is in it, those who attach look
 // at.
-func checkMemory(f *os.File, capacity int64) error {
+func checkSize(size, capacity int64) error {
 	const mostHeader = 64 << 10 // of package shm
-	size, err := sealedSize(f)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%w: not a block: %w", fs.ErrInvalid, err)
-	case capacity <= 0 || size <= capacity || size-capacity > mostHeader:
+	if capacity <= 0 || size <= capacity || size-capacity > mostHeader {
 		return fmt.Errorf("%w: %d bytes for a Cap of %d", fs.ErrInvalid, size, capacity)
 	}
 	return nil
@@ -353,6 +481,14 @@ func sealedSize(f *os.File) (size int64, err error) {
 		return err
 	})
 	return size, err
+}
+
+// quota makes a lack of descriptors, or of what else can pass, ErrQuota.
+func quota(err error) error {
+	if outOfDescriptors(err) {
+		return fmt.Errorf("%w: %v", ErrQuota, err)
+	}
+	return err
 }
 
 // share returns a file of the memory that f is open on, to be sent to a client,
@@ -380,20 +516,33 @@ func control(f syscall.Conn, do func(fd uintptr) error) error {
 	return err
 }
 
+// refuses returns why there can be no block of that name and capacity. The caller
+// holds s.mu.
+func (s *server) refuses(c *client, name string, capacity int64) error {
+	switch {
+	case s.ended:
+		return ErrGone
+	case s.blocks[name] != nil:
+		return fs.ErrExist
+	}
+	err := s.perClient.refuses("of this client", c.used, capacity)
+	if err == nil {
+		err = s.total.refuses("of all clients", s.used, capacity)
+	}
+	return err
+}
+
 // add gives b a place, if there is one.
 func (s *server) add(b *block) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, size := b.owner, b.info.Cap
-	switch {
-	case s.blocks[b.info.Name] != nil:
-		return fs.ErrExist
-	case !s.perClient.allows(c.used, size):
-		return fmt.Errorf("%w: this client has %d blocks, %d bytes", ErrQuota, c.used.Blocks, c.used.Bytes)
-	case !s.total.allows(s.used, size):
-		return fmt.Errorf("%w: there are %d blocks, %d bytes", ErrQuota, s.used.Blocks, s.used.Bytes)
+	c, name, size := b.owner, b.info.Name, b.info.Cap
+	if err := s.refuses(c, name, size); err != nil {
+		return err
 	}
-	s.blocks[b.info.Name] = b
+	i, _ := slices.BinarySearch(s.names, name)
+	s.names = slices.Insert(s.names, i, name)
+	s.blocks[name] = b
 	c.owned[b] = true
 	s.used.add(1, size)
 	c.used.add(1, size)
@@ -404,6 +553,8 @@ func (s *server) add(b *block) error {
 // b without: to free much memory takes long.
 func (s *server) remove(b *block) {
 	delete(s.blocks, b.info.Name)
+	i, _ := slices.BinarySearch(s.names, b.info.Name)
+	s.names = slices.Delete(s.names, i, i+1)
 	s.used.add(-1, -b.info.Cap)
 	if c := b.owner; c != nil {
 		delete(c.owned, b)
@@ -433,36 +584,37 @@ func (s *server) open(req request) (*os.File, error) {
 		return nil, fs.ErrNotExist
 	}
 	f, err := share(b.file, req.ReadOnly)
-	if outOfDescriptors(err) {
-		err = fmt.Errorf("%w: %v", ErrQuota, err)
-	}
-	return f, err
+	return f, quota(err)
 }
 
-// list returns blocks whose names come after the one given.
+// list returns the first blocks of those whose names come after the one given.
 func (s *server) list(after string) (r response) {
 	s.mu.Lock()
-	for name, b := range s.blocks {
-		if name > after {
-			r.Blocks = append(r.Blocks, b.info)
-		}
+	defer s.mu.Unlock()
+	i, found := slices.BinarySearch(s.names, after)
+	if found {
+		i++
 	}
-	s.mu.Unlock()
-	slices.SortFunc(r.Blocks, byName)
-	if len(r.Blocks) > pageSize {
-		r.Blocks, r.More = r.Blocks[:pageSize], true
+	page := s.names[i:]
+	if len(page) > pageSize {
+		page, r.More = page[:pageSize], true
+	}
+	for _, name := range page {
+		r.Blocks = append(r.Blocks, s.blocks[name].info)
 	}
 	return r
 }
 
-// leave ends a connection, and gives back what goes with it.
+// leave ends a connection, and gives back what goes with it. The place of the
+// client last: as long as its connection takes to close, or it has not read the
+// descriptor that was sent to it, which is charged to this user, it counts.
 func (s *server) leave(c *client) {
-	c.conn.Close()
+	c.conn.hangUp()
 	f, _ := c.conn.take("") // that nobody has asked for
 	f.Close()
+	c.memory.file.Close()
 	var leased []*block
 	s.mu.Lock()
-	delete(s.clients, c)
 	for b := range c.owned {
 		if b.info.Leased {
 			s.remove(b)
@@ -475,19 +627,40 @@ func (s *server) leave(c *client) {
 	for _, b := range leased {
 		b.file.Close()
 	}
+	for pause := time.Millisecond; c.gave && c.conn.unread(); pause = min(2*pause, time.Second) {
+		select {
+		case <-time.After(pause):
+			continue
+		case <-s.ending:
+		}
+		break
+	}
+	cutShort(func() { c.conn.Close() })
+	s.exit(c)
 }
 
-// shutdown ends all connections and lets go of all memory. It does not wait for
-// a client for ever: one can have sent a file whose file system, in its own
-// hands, does not let it be closed.
+// shutdown ends all connections and lets go of all memory. It waits for nothing
+// longer than stall.
 func (s *server) shutdown() {
+	close(s.ending)
 	s.mu.Lock()
+	s.ended = true
 	for c := range s.clients {
-		c.conn.Close()
+		c.conn.hangUp()
+	}
+	var blocks []*block
+	for _, b := range s.blocks {
+		blocks = append(blocks, b)
+	}
+	for _, b := range blocks {
+		s.remove(b)
 	}
 	s.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
+		for _, b := range blocks {
+			b.file.Close()
+		}
 		s.done.Wait()
 		close(done)
 	}()
@@ -495,12 +668,40 @@ func (s *server) shutdown() {
 	case <-done:
 	case <-time.After(stall):
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, b := range s.blocks {
-		s.remove(b)
-		b.file.Close() // nobody waits any more
+}
+
+// unwanted is what is to be closed and can be anybody's, so that closing it can
+// take as long as he likes. A few goroutines do it, for which nobody waits.
+var unwanted queue
+
+type queue struct {
+	mu      sync.Mutex // guards what follows
+	waiting []func()
+	running int
+}
+
+func (q *queue) add(f func()) {
+	const most = 64 // each can cost a thread
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, f)
+	if q.running < most {
+		q.running++
+		go q.run()
 	}
+}
+
+func (q *queue) run() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.waiting) > 0 {
+		f := q.waiting[0]
+		q.waiting = q.waiting[1:]
+		q.mu.Unlock()
+		cutShort(f)
+		q.mu.Lock()
+	}
+	q.running--
 }
 
 // outOfDescriptors reports whether err is a lack of the server's that can pass.

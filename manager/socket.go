@@ -1,4 +1,4 @@
-//go:build !windows
+//go:build linux || darwin
 
 package manager
 
@@ -11,25 +11,52 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+const supported = true
+
+var errUnsupported error // of the other systems
 
 // errBacklog is a server that has not come to accept others yet.
 const errBacklog = syscall.EAGAIN
 
-// errLost is a descriptor that did not arrive.
-var errLost = ErrQuota
-
 // passing are the reasons not to accept a connection that can pass.
 var passing = []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED}
 
-// conn is a connection that descriptors come along with. It keeps the last one
-// until somebody takes it. It has room for no more: the rest is closed, by the
-// kernel or here.
+// noServer are what connecting to an address without a server returns. The second
+// can come from a server that has not come to accept others yet: see refusedFor.
+const (
+	errNoSocket = syscall.ENOENT
+	errRefused  = syscall.ECONNREFUSED
+)
+
+// errUnderWay is too many descriptors of this user that nobody has received yet.
+const errUnderWay = syscall.ETOOMANYREFS
+
+// conn is a connection. What a process does with a descriptor that was sent to it
+// is this:
+//
+//   - A server on Linux never has one. What a client could send, a file of a
+//     user-space file system for one, cannot be polled, asked for its size, or
+//     closed without waiting for the client, and one that is open when a process
+//     ends keeps it from ending. So clients have no reason to send any, the
+//     kernel refuses those they do send (SO_PASSRIGHTS of socket(7), since Linux
+//     6.16), and before it did, a connection on which one is under way is not
+//     read any further, but closed: the kernel releases what was never received,
+//     which flushes no file, and all other waiting ends by a signal (cutShort).
+//   - A server on darwin, and a client, keep one until somebody takes it, as a
+//     number, until the kernel alone has said that it is memory. Only then is it
+//     an os.File, which can be polled. All others are closed unlooked at, where
+//     nobody waits for it (unwanted).
 type conn struct {
 	*net.UnixConn
-	oob  [oobSize]byte
+	oob  []byte // room for descriptors; without any the kernel drops them
+	peek bool   // for descriptors, which would otherwise be dropped where we read
 	last *os.File
 	lost error   // why there is none
 	want request // whose file comes next
@@ -44,16 +71,41 @@ func dialOnce(ctx context.Context, addr string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{UnixConn: c.(*net.UnixConn)}, nil
+	return &conn{UnixConn: c.(*net.UnixConn), oob: make([]byte, oobSize)}, nil
 }
 
 // accepted returns the server's end of a connection.
-func accepted(c net.Conn) (*conn, error) {
-	socket, ok := c.(*net.UnixConn)
+func accepted(l net.Conn) (*conn, error) {
+	socket, ok := l.(*net.UnixConn)
 	if !ok {
 		return nil, fmt.Errorf("%w: not a Unix socket", fs.ErrInvalid)
 	}
-	return &conn{UnixConn: socket}, socket.SetWriteBuffer(sendBuffer)
+	c := &conn{UnixConn: socket}
+	if createsMemory {
+		control(socket, func(fd uintptr) error {
+			c.peek = !refusesRights(fd)
+			return nil
+		})
+	} else {
+		c.oob = make([]byte, oobSize)
+	}
+	return c, socket.SetWriteBuffer(sendBuffer)
+}
+
+// hangUp ends the connection without closing it, which would wait for calls in
+// progress and for what else is to be closed with it. They end.
+func (c *conn) hangUp() {
+	c.CloseRead()
+	c.CloseWrite()
+}
+
+// unread reports whether the other side has not read all that was sent.
+func (c *conn) unread() (unread bool) {
+	control(c.UnixConn, func(fd uintptr) error {
+		unread = queued(fd)
+		return nil
+	})
+	return unread
 }
 
 // peer returns who connected.
@@ -88,16 +140,45 @@ func (c *conn) send(line []byte, f *os.File) error {
 }
 
 func (c *conn) Read(p []byte) (int, error) {
-	n, oobn, flags, err := readMsg(c.UnixConn, p, c.oob[:])
-	if f, err := received(c.oob[:max(oobn, 0)], flags, c.want.Name); f != nil || err != nil {
-		c.last.Close() // if there is one
-		c.last, c.lost = f, err
+	n, oobn, flags, err := c.receive(p)
+	if c.oob != nil {
+		if f, err := received(c.oob[:max(oobn, 0)], flags, c.want.Name); f != nil || err != nil {
+			c.last.Close() // if there is one
+			c.last, c.lost = f, err
+		}
 	}
 	if errors.Is(err, io.EOF) {
 		err = io.EOF // as a Reader must
 	}
 	return max(n, 0), err
 }
+
+// received returns the first file that came in a message, nil if there is none.
+// The error is EMFILE if there was one and this process has no descriptor left, or
+// errNotMemory.
+func received(oob []byte, flags int, name string) (f *os.File, err error) {
+	messages, _ := unix.ParseSocketControlMessage(oob)
+	for _, m := range messages {
+		fds, _ := unix.ParseUnixRights(&m)
+		for _, fd := range fds {
+			switch {
+			case f == nil && isMemory(uintptr(fd)):
+				f, err = os.NewFile(uintptr(fd), name), nil
+			default:
+				unwanted.add(func() { unix.Close(fd) })
+				if f == nil {
+					err = errNotMemory
+				}
+			}
+		}
+	}
+	if f == nil && err == nil && flags&unix.MSG_CTRUNC != 0 {
+		err = unix.EMFILE
+	}
+	return f, err
+}
+
+var errNotMemory = errors.New("a descriptor of something else than memory")
 
 // take returns the file that came last, nil if there is none.
 func (c *conn) take(string) (*os.File, error) {
@@ -108,33 +189,114 @@ func (c *conn) take(string) (*os.File, error) {
 
 func sectionOf(*os.File) string { return "" }
 
+// rights returns the message that f travels in: SCM_RIGHTS of unix(7).
+func rights(f *os.File) []byte { return unix.UnixRights(int(f.Fd())) }
+
 func listen(addr string) (net.Listener, error) {
 	if err := checkAddr(addr); err != nil {
 		return nil, err
 	}
 	if strings.HasPrefix(addr, "@") {
-		return net.Listen("unix", addr)
+		return bind(addr)
 	}
-	unlock, err := lockDir(addr)
+	unlock, err := lock(addr, stall)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l, err := net.Listen("unix", addr)
+	l, err := bind(addr)
 	if errors.Is(err, syscall.EADDRINUSE) && abandoned(addr) {
 		if err := os.Remove(addr); err != nil {
 			return nil, err
 		}
-		l, err = net.Listen("unix", addr)
+		l, err = bind(addr)
 	}
 	if err != nil {
 		return nil, err
 	}
+	l.SetUnlinkOnClose(false)
 	// Whoever connects in between is still looked at by Authorize.
-	if err := os.Chmod(addr, 0o600); err != nil {
+	err = os.Chmod(addr, 0o600)
+	socket, statErr := os.Lstat(addr)
+	if err = errors.Join(err, statErr); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return l, nil
+	return &listener{UnixListener: l, socket: socket}, nil
+}
+
+func bind(addr string) (*net.UnixListener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { refuseRights(fd) }) // as connections will
+	}}
+	l, err := config.Listen(context.Background(), "unix", addr)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
+}
+
+// listener is at a socket with a file, and removes it.
+type listener struct {
+	*net.UnixListener
+	socket fs.FileInfo
+	once   sync.Once
+}
+
+// Close removes the file only if it is still that of this socket: another server
+// can listen there by now. While the socket is open its inode number is not
+// reused. A file that stays is one that Listen replaces.
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		path := l.Addr().String()
+		unlock, err := lock(path, time.Second)
+		if err != nil {
+			return
+		}
+		defer unlock()
+		if there, err := os.Lstat(path); err == nil && os.SameFile(there, l.socket) {
+			os.Remove(path)
+		}
+	})
+	return l.UnixListener.Close()
+}
+
+// lock keeps other servers from addr, so that none of them removes a socket that
+// is in use. It locks a file beside the socket, which nobody else can open, and
+// which the holder removes. One that a process which was killed has left behind
+// is locked by nobody, and taken over.
+func lock(addr string, most time.Duration) (unlock func(), err error) {
+	path := addr + ".lock"
+	for end := time.Now().Add(most); ; time.Sleep(time.Millisecond) {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		held, err := f.Stat()
+		if err == nil && (!held.Mode().IsRegular() || int(held.Sys().(*syscall.Stat_t).Uid) != os.Geteuid()) {
+			err = fmt.Errorf("%w: a file of somebody else", fs.ErrPermission)
+		}
+		if err == nil {
+			err = flock(f)
+		}
+		if err == nil {
+			// The one who had it before has perhaps removed it.
+			if there, err := os.Lstat(path); err == nil && os.SameFile(there, held) {
+				return func() {
+					os.Remove(path)
+					f.Close()
+				}, nil
+			}
+		}
+		f.Close()
+		if err != nil && (!errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end)) {
+			return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
+		}
+	}
+}
+
+// flock takes an exclusive lock: flock(2).
+func flock(f *os.File) error {
+	return control(f, func(fd uintptr) error { return unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) })
 }
 
 // abandoned reports whether addr is a socket that nobody listens at.
