@@ -1,11 +1,14 @@
 package shm
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"strings"
 
 	"github.com/shmkit/shm/internal/memsource"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // An Option changes how a block is created or opened. The functions that return
@@ -172,6 +175,9 @@ func newConfig(opts []Option, allowed optionSet) (config, error) {
 		if c.optionSet&pair == pair {
 			return c, fmt.Errorf("%w: option %v", fs.ErrInvalid, pair)
 		}
+	}
+	if !raw.Shared && !c.has(optHeaderless) {
+		return c, fmt.Errorf("%w: blocks with a header need 64-bit atomic operations, which %s lacks", errors.ErrUnsupported, runtime.GOARCH)
 	}
 	if c.perm&^fs.ModePerm != 0 || c.perm&0o600 != 0o600 && !c.has(optHeaderless) {
 		return c, fmt.Errorf("%w: permissions %v", fs.ErrInvalid, c.perm)

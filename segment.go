@@ -74,7 +74,8 @@
 //
 //   - On Linux a block is a file on the tmpfs at /dev/shm, held by open file
 //     description locks; see fcntl(2). Elsewhere than on a tmpfs a block with a
-//     header is [errors.ErrUnsupported].
+//     header is [errors.ErrUnsupported], as it is on processors without 64-bit
+//     atomic operations: linux/mips, linux/mipsle, and linux/arm with GOARM below 7.
 //   - On darwin a block is a POSIX shared memory object, with a lock page in its
 //     first 16 KiB that names the processes attached. Memory is not reserved: to
 //     Create, [Sparse] makes no difference. Who may read a block but not write to
