@@ -19,6 +19,7 @@ import (
 
 	"github.com/shmkit/shm/internal/memfd"
 	"github.com/shmkit/shm/internal/memsource"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // Linux keeps blocks as files on the tmpfs at /dev/shm, where shm_open(3) of
@@ -330,10 +331,11 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 	if populate {
 		flags |= unix.MAP_POPULATE
 	}
-	mem, err := unix.Mmap(o.fd, 0, length, prot, flags)
+	p, err := unix.MmapPtr(o.fd, 0, nil, uintptr(length), prot, flags)
 	if err != nil {
 		return nil, spaceErr(err)
 	}
+	mem := raw.Slice(p, length)
 	if 0 < writable && writable < length {
 		if err := unix.Mprotect(mem[:writable], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 			munmap(mem)
@@ -343,7 +345,8 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 	return mem, nil
 }
 
-func munmap(mem []byte) { unix.Munmap(mem) }
+// munmap is no unix.Munmap, which has a lock and a table for all mappings.
+func munmap(mem []byte) { unix.MunmapPtr(raw.Pointer(mem), uintptr(len(mem))) }
 
 // readAt and writeAt move bytes past the mapping, by pread(2) and pwrite(2):
 // where memory lacks they return an error and raise no signal.

@@ -116,3 +116,27 @@ func TestAnonymousInSandbox(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSelfAgain has the system not say when this process began, once.
+func TestSelfAgain(t *testing.T) {
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	defer selfToken.Store(selfToken.Swap(0))
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 0, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := self()
+	syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old)
+	if err == nil {
+		t.Fatal("it said so without a descriptor")
+	}
+	start, err := sysStartTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token, err := self(); err != nil || token != newToken(os.Getpid(), start) {
+		t.Errorf("token %d, %v", token, err)
+	}
+}

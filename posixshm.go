@@ -10,7 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -559,11 +559,22 @@ func newToken(pid int, start uint64) uint64 {
 	return uint64(pid)<<startBits | start&(1<<startBits-1)
 }
 
-// self returns the token of this process.
-var self = sync.OnceValues(func() (uint64, error) {
+var selfToken atomic.Uint64 // 0 until it is known
+
+// self returns the token of this process. An error is not remembered: the system
+// may answer the next time. It is a variable for tests alone.
+var self = func() (uint64, error) {
+	if token := selfToken.Load(); token != 0 {
+		return token, nil
+	}
 	start, err := sysStartTime(os.Getpid())
-	return newToken(os.Getpid(), start), err
-})
+	if err != nil {
+		return 0, err
+	}
+	token := newToken(os.Getpid(), start)
+	selfToken.Store(token)
+	return token, nil
+}
 
 // gone reports whether the process with the token has ended, killed or not. It
 // says no where the system does not tell.

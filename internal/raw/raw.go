@@ -32,6 +32,9 @@ func Within(p, b []byte) bool { return Index(b, uintptr(unsafe.Pointer(&p[0]))) 
 // Pointer returns the address of b[0] as system calls take it.
 func Pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }
 
+// Slice returns the n bytes at p, which the caller keeps there.
+func Slice(p unsafe.Pointer, n int) []byte { return unsafe.Slice((*byte)(p), n) }
+
 // Bytes returns the bytes of s, which must not be written to.
 func Bytes(s string) []byte {
 	return unsafe.Slice(unsafe.StringData(s), len(s))
