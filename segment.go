@@ -5,7 +5,7 @@
 // seeks as an [os.File] does, but what it moves are bytes in memory that all
 // attached processes see at once.
 //
-//	seg, err := shm.Create("frames", 64<<20)
+//	seg, err := shm.Create("frames", 16<<20)
 //	if err != nil {
 //		return err
 //	}

@@ -19,7 +19,7 @@
 //		return err
 //	}
 //	defer client.Close()
-//	seg, created, err := client.OpenOrCreate("frames", 64<<20)
+//	seg, created, err := client.OpenOrCreate("frames", 16<<20)
 //
 // What they return is a [*shm.Segment] like any other.
 //

@@ -54,7 +54,7 @@ or --size.`,
 			return runDemo(ctx, src, o, os.Stdout)
 		},
 	}
-	cmd.Flags().Var(&o.size, "size", "how much to make without FILE (default 256MiB), or room for a pipe (default 1GiB)")
+	cmd.Flags().Var(&o.size, "size", "how much to make without FILE (default 32MiB), or room for a pipe (default 1GiB)")
 	cmd.Flags().IntVar(&o.readers, "readers", o.readers, "how many readers to start, the killed one included")
 	cmd.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions)
 	cmd.RegisterFlagCompletionFunc("readers", cobra.NoFileCompletions)
@@ -70,7 +70,7 @@ func demoSource(args []string, size int64) (source, error) {
 	switch {
 	case len(args) == 0:
 		if size == 0 {
-			size = 256 << 20
+			size = 32 << 20 // fits the /dev/shm of a container
 		}
 		return madeSource(size), nil
 	case args[0] == "-":

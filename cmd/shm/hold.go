@@ -31,7 +31,7 @@ With CMD, hold runs it and ends when it ends, with its exit status: 126 or 127
 if CMD could not be started, 128 and the number of the signal if one ended it.
 ` + signalHelp,
 		Example: `  shm hold frames &
-  shm hold frames --size 64MiB -- ./server --shm frames`,
+  shm hold frames --size 16MiB -- ./server --shm frames`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			names := cmd.ArgsLenAtDash()
 			switch {

@@ -10,7 +10,7 @@
 // stay until rm. To lend a block to other programs for as long as something
 // runs, hold it instead:
 //
-//	shm hold frames --size 64MiB -- ./server --shm frames
+//	shm hold frames --size 16MiB -- ./server --shm frames
 //
 // Commands:
 //
