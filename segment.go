@@ -281,6 +281,9 @@ func create(t *attempt, name string, size int64, opts []Option) (*attachment, er
 	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
 		err = fs.ErrExist // somebody was faster, and has the memory
 	}
+	if err == nil && a.raw && !namesStay {
+		leaks.CreatedRaw(a.name)
+	}
 	return a, err
 }
 
@@ -830,7 +833,11 @@ func (s *Segment) Unlink() error {
 		return err
 	}
 	defer h.leave(token)
-	return pathError("unlink", h.name, h.unlink())
+	err = h.unlink()
+	if err == nil {
+		leaks.Unlinked(h.name)
+	}
+	return pathError("unlink", h.name, err)
 }
 
 func (a *attachment) unlink() error {
@@ -859,6 +866,9 @@ func Unlink(name string) error {
 	clean, err := checkName(name)
 	if err == nil {
 		err = unlink(clean, nil)
+	}
+	if err == nil {
+		leaks.Unlinked(clean)
 	}
 	return nameError("unlink", name, err)
 }

@@ -15,8 +15,10 @@
 //	}
 //
 // What counts as left behind is a Segment that is still open, a Segment that
-// was dropped without Close and found by the garbage collector, and a block with
-// a header that this process created and that still has its name.
+// was dropped without Close and found by the garbage collector, and a block that
+// this process created and that still has its name. A [shm.Headerless] block is
+// known by its name alone: one that another process has unlinked and created
+// again counts as well.
 package shmtest
 
 import (
@@ -200,13 +202,18 @@ func lastID() (id uint64) {
 // started bounds what can be ours, for process ids are used again.
 var started = time.Now()
 
-// ownBlocks returns the names of blocks with a header that this process has
-// created. Where blocks cannot be listed, there are none.
+// ownBlocks returns the names of blocks that this process has created. Where
+// blocks cannot be listed, those with a header are not among them.
 func ownBlocks() (names []string) {
 	list, _ := shm.List()
 	for _, info := range list {
 		if info.Creator == os.Getpid() && info.Created.After(started) {
 			names = append(names, info.Name)
+		}
+	}
+	for _, name := range leaks.Raw() {
+		if info, err := shm.Stat(name); err == nil && info.Headerless {
+			names = append(names, name)
 		}
 	}
 	return names

@@ -149,3 +149,53 @@ func TestCleanup(t *testing.T) {
 		t.Error("not called")
 	}
 }
+
+// A raw block does not say who created it.
+func TestHeaderless(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the system leaves no block when it is closed")
+	}
+	current := shmtest.IgnoreCurrent()
+	for _, unlink := range []func(seg *shm.Segment) error{
+		func(seg *shm.Segment) error { seg.Close(); return shm.Unlink("/" + seg.Name()) },
+		func(seg *shm.Segment) error { defer seg.Close(); return seg.Unlink() },
+	} {
+		seg := create(t, "", shm.Headerless())
+		peer, err := shm.Open(seg.Name(), shm.Headerless())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seg.Close()
+		if err := shmtest.Find(current, shmtest.IgnoreName("other")); err == nil {
+			t.Error("an open Segment is not found")
+		}
+		defer peer.Close()
+		peer.Close()
+		if err := shmtest.Find(current); err == nil || !strings.Contains(err.Error(), seg.Name()+`", created by this process, still has its name`) {
+			t.Errorf("found %v", err)
+		}
+		if err := shmtest.Find(shmtest.IgnoreCurrent()); err != nil {
+			t.Errorf("ignored by time, found %v", err)
+		}
+		if err := shm.Unlink(seg.Name()); err != nil {
+			t.Fatal(err)
+		}
+		if err := shmtest.Find(current); err != nil {
+			t.Errorf("unlinked, found %v", err)
+		}
+		again := create(t, seg.Name(), shm.Headerless())
+		if err := unlink(again); err != nil {
+			t.Fatal(err)
+		}
+		if err := shmtest.Find(current); err != nil {
+			t.Errorf("unlinked, found %v", err)
+		}
+		// Another program gives the name to a block of its own.
+		if path := "/dev/shm/" + seg.Name(); runtime.GOOS == "linux" && os.WriteFile(path, []byte("raw"), 0o600) == nil {
+			if err := shmtest.Find(current); err != nil {
+				t.Errorf("another program's, found %v", err)
+			}
+			os.Remove(path)
+		}
+	}
+}

@@ -1,5 +1,6 @@
-// Package leaks remembers which Segments are open, and which have been dropped
-// without Close, for package shm to report and for package shmtest to find.
+// Package leaks remembers which Segments are open, which have been dropped without
+// Close, and which raw blocks this process has created and not unlinked, for
+// package shm to report and for package shmtest to find.
 package leaks
 
 import (
@@ -33,8 +34,9 @@ func (r Record) Frames() []runtime.Frame {
 	}
 }
 
-// mostDropped bounds what a program that leaks all day makes us remember.
-const mostDropped = 1000
+// mostDropped and mostRaw bound what a program that leaks all day makes us
+// remember.
+const mostDropped, mostRaw = 1000, 1000
 
 // The registry holds no reference to a Segment, which would keep it reachable
 // and so never let it be seen as dropped.
@@ -43,7 +45,8 @@ var registry = struct {
 	last    uint64
 	open    map[uint64]Record
 	dropped []Record
-}{open: make(map[uint64]Record)}
+	raw     map[string]bool
+}{open: make(map[uint64]Record), raw: make(map[string]bool)}
 
 // Track notes that a Segment is open and returns the id to Forget or Drop it by.
 // skip is as for runtime.Callers, counted from the caller of Track.
@@ -91,4 +94,29 @@ func Dropped() []Record {
 	registry.Lock()
 	defer registry.Unlock()
 	return slices.Clone(registry.dropped)
+}
+
+// CreatedRaw notes that this process has created a raw block, which does not say
+// so itself.
+func CreatedRaw(name string) {
+	registry.Lock()
+	defer registry.Unlock()
+	if len(registry.raw) < mostRaw {
+		registry.raw[name] = true
+	}
+}
+
+// Unlinked notes that this process has unlinked a block.
+func Unlinked(name string) {
+	registry.Lock()
+	defer registry.Unlock()
+	delete(registry.raw, name)
+}
+
+// Raw returns the names of the raw blocks that this process has created and not
+// unlinked, the first 1,000 of them. Other processes can have unlinked them.
+func Raw() []string {
+	registry.Lock()
+	defer registry.Unlock()
+	return slices.Sorted(maps.Keys(registry.raw))
 }
