@@ -83,6 +83,21 @@ func TestDocumentedExample(t *testing.T) {
 	})
 }
 
+// TestDocumentedArrays runs the arrays of the documentation that outlive the
+// Segment that they are made of.
+func TestDocumentedArrays(t *testing.T) {
+	arrays := pythonBlocks(t, "with seg:")[0]
+	pytest.EachNumPy(t, func(t *testing.T, py pytest.Interpreter) {
+		name := unique(t)
+		program := "import sys, numpy, shmkit\nseg = shmkit.Segment.create(sys.argv[1], 4000)\n" + arrays
+		out, err := py.Command("-c", program, name).CombinedOutput()
+		if err != nil || string(out) != "0.0 0.0 0 0.0\n" {
+			t.Errorf("%v: %s", err, out)
+		}
+		mustExist(t, name, false)
+	})
+}
+
 // TestDocumentedRecipe runs the recipe against the resource tracker.
 func TestDocumentedRecipe(t *testing.T) {
 	recipe := pythonBlocks(t, "def attach(name):")[0]

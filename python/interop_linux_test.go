@@ -25,6 +25,19 @@ func TestUnittest(t *testing.T) {
 	})
 }
 
+// TestInterrupts has KeyboardInterrupt come at every line and at every
+// instruction of what the Python module does.
+func TestInterrupts(t *testing.T) {
+	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
+		cmd := py.Command("-m", "unittest", "discover", "-s", "tests", "-p", "interrupts.py")
+		cmd.Dir = pytest.Dir()
+		out, err := cmd.CombinedOutput()
+		if err != nil || strings.Contains(string(out), "\nRan 0 tests") {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	})
+}
+
 // A step is one thing that one of two actors does to a block.
 type step struct {
 	actor int // who does it

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import select
 import stat
 import struct
 import time
@@ -62,12 +63,32 @@ def busy(name: str) -> TimeoutError:
 
 
 class Object:
-    """An open file description of its own, which is what Linux counts locks by."""
+    """An open file description of its own, which is what Linux counts locks by.
 
-    def __init__(self, fd: int, writable: bool, name: str) -> None:
-        self.fd = fd
-        self.writable = writable
+    KeyboardInterrupt can come between any two instructions of Python, but not
+    within a call of a function in C. So the descriptor is opened, and becomes
+    that of an object that closes it once, in one such call. An epoll object can
+    own a descriptor of any kind, and closes it when it is dropped, in silence.
+    """
+
+    def __init__(self, name: str, path: str, flags: int, mode: int = 0) -> None:
+        """Open path, or raise OSError; name is for errors."""
         self.name = name
+        self.writable = flags & os.O_ACCMODE == os.O_RDWR
+        self._owner = next(map(select.epoll.fromfd, map(os.open, [path], [flags | os.O_CLOEXEC], [mode])))
+        self.stat = os.fstat(self.fd)  # as it was opened; which file it is never changes
+
+    @property
+    def fd(self) -> int:
+        return self._owner.fileno()  # or ValueError
+
+    @property
+    def closed(self) -> bool:
+        return self._owner.closed
+
+    def close(self) -> None:
+        """Close the descriptor; again, do nothing."""
+        self._owner.close()
 
     def lock(self, lane: int, how: int) -> bool:
         """Take, change or drop a lane without waiting; False if others are in the way.
@@ -77,10 +98,8 @@ class Object:
         """
         try:
             fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(how, os.SEEK_SET, lane, 1, 0))
-        except OSError as e:
-            if e.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise
+        except (BlockingIOError, PermissionError):
+            return False
         return True
 
     def must_lock(self, lane: int, how: int) -> None:
@@ -101,19 +120,17 @@ class Object:
         lock = fcntl.fcntl(self.fd, _F_OFD_GETLK, _FLOCK.pack(ALONE, os.SEEK_SET, lane, 1, 0))
         return int(_FLOCK.unpack(lock)[0])
 
-    def check_regular(self) -> os.stat_result:
+    def check_regular(self) -> None:
         """Raise ValueError for what is not a regular file."""
-        st = os.fstat(self.fd)
-        if not stat.S_ISREG(st.st_mode):
+        if not stat.S_ISREG(self.stat.st_mode):
             raise ValueError(f"not a regular file: {self.name!r}")
-        return st
 
     def check_lockable(self) -> None:
         """Raise OSError (ENOTSUP) unless the object is on a tmpfs.
 
         On network and user-space file systems two kernels can both grant one lock.
         """
-        dev = os.fstat(self.fd).st_dev
+        dev = self.stat.st_dev
         if dev in _tmpfs_devices:
             return
         number = f"{os.major(dev)}:{os.minor(dev)}"
@@ -127,12 +144,11 @@ class Object:
 
     def named(self) -> bool:
         """Whether the name leads to this object; an open inode's number is not reused."""
-        mine = os.fstat(self.fd)
         try:
             there = os.stat(DIR + self.name, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return os.path.samestat(mine, there)
+        return os.path.samestat(self.stat, there)
 
     def publish(self) -> None:
         """Give a new object its name, or raise FileExistsError."""
@@ -160,9 +176,6 @@ class Object:
         for offset in range(0, size, piece):
             os.posix_fallocate(self.fd, offset, min(piece, size - offset))
 
-    def close(self) -> None:
-        os.close(self.fd)
-
 
 _tmpfs_devices: Set[int] = set()
 
@@ -170,7 +183,7 @@ _tmpfs_devices: Set[int] = set()
 def create_object(name: str, size: int, mode: int, sparse: bool) -> Object:
     """A new object to be called name: it is gone when it is closed before publish."""
     try:
-        o = Object(os.open(DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode), True, name)
+        o = Object(name, DIR, os.O_TMPFILE | os.O_RDWR, mode)
         try:
             os.fchmod(o.fd, mode)  # the umask took bits away
             os.ftruncate(o.fd, size)
@@ -186,16 +199,15 @@ def create_object(name: str, size: int, mode: int, sparse: bool) -> Object:
 
 def open_object(name: str, write: bool) -> Object:
     """The object called name; what is not a regular file is never followed or waited for."""
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        fd = os.open(DIR + name, flags | (os.O_RDWR if write else os.O_RDONLY))
+        return Object(name, DIR + name, flags | (os.O_RDWR if write else os.O_RDONLY))
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise ValueError(f"not a regular file: {name!r}") from None
         if e.errno == errno.EAGAIN:  # somebody has a lease on it: fcntl(2)
             raise Again from busy(name)
         raise renamed(e, name) from None
-    return Object(fd, write, name)
 
 
 def unlink_if_named(o: Object) -> None:

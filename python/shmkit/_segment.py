@@ -1,5 +1,6 @@
 """The life of a block, step by step as in refcount.go and segment.go."""
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -10,22 +11,23 @@ import re
 import secrets
 import struct
 import sys
+import threading
 import warnings
 import weakref
 from types import TracebackType
-from typing import Any, Callable, List, Optional, Tuple, Type
+from typing import Any, Callable, List, Optional, Set, Tuple, Type
 
 from . import _header, _linux
 from ._header import COUNT, DEAD, LIVE, SIZE, STATE, WRITTEN, Layout
 from ._linux import ALONE, LIFE, MUTEX, SHARED, UNHELD, Again, Object, os_error, patiently
 
-# A mapping needs no descriptor; before 3.13 each one keeps a copy.
+# Before 3.13 each mapping keeps a copy of the descriptor, which data does not need.
 _UNTRACKED = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
-def _map(o: Object, length: int, offset: int, writable: bool) -> mmap.mmap:
-    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-    return mmap.mmap(o.fd, length, access=access, offset=offset, **_UNTRACKED)
+
+def _access(writable: bool) -> int:
+    return mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
 
 
 class _Words:
@@ -37,16 +39,16 @@ class _Words:
     """
 
     def __init__(self, o: Object, layout: Layout, writable: bool) -> None:
-        self._object = o
+        self._name = o.name
         self._whole = layout.object_size
-        self._map = _map(o, layout.header_size, 0, writable)
+        self._map = mmap.mmap(o.fd, layout.header_size, access=_access(writable))
         self._view = memoryview(self._map)
         self._by_size = {4: self._view.cast("I"), 8: self._view.cast("Q")}
 
     def _check(self) -> None:
         # To access memory that somebody has truncated would end the process.
-        if os.fstat(self._object.fd).st_size < self._whole:
-            raise OSError(errno.EFAULT, "block was truncated by another program", self._object.name)
+        if self._map.size() < self._whole:
+            raise OSError(errno.EFAULT, "block was truncated by another program", self._name)
 
     def load(self, offset: int, size: int) -> int:
         self._check()
@@ -56,28 +58,48 @@ class _Words:
         self._check()
         self._by_size[size][offset // size] = value
 
-    def add_to_count(self, n: int) -> None:
-        self.store(COUNT, 4, (self.load(COUNT, 4) + n) & 0xFFFFFFFF)
-
     def close(self) -> None:
+        """Unmap the header; again, do nothing. What uses it in another thread raises ValueError."""
         for view in (*self._by_size.values(), self._view):
             view.release()
         self._map.close()
 
 
 class _Attachment:
-    """An object that this process has open and takes part in the life of.
+    """An object that this process has open and is attached to.
 
-    It has no reference to the memory of the data, so that it ends when that
-    goes: with the Segment, or with the last view of it.
+    An exception such as KeyboardInterrupt can stop each method at any
+    instruction. What it has done until then is in the fields, so that _leave can
+    be called then, and called again if it is stopped itself.
     """
 
     def __init__(self, o: Object, layout: Layout) -> None:
         self.object = o
         self.layout = layout
-        self.counted = False
         self.pid = os.getpid()
+        self.counted = False
+        # The count without this attachment, known only while it has the mutex lane.
+        self.others: Optional[int] = None
+        self.settled = False  # nothing is left to do but to let go
         self.words = _Words(o, layout, o.writable)
+        self._detaching = threading.Lock()
+        self._watches: List["weakref.ref[mmap.mmap]"] = []
+
+    def watch(self, data: mmap.mmap) -> None:
+        """Detach when data is deallocated, or at the end of the interpreter.
+
+        What refers to data keeps it alive, and thereby the attachment.
+        """
+        _attached.add(self)
+        # The exception that stops the first function at its first instruction
+        # does not stop the second.
+        self._watches = [weakref.ref(data, self._dropped), weakref.ref(data, self._dropped)]
+
+    def _dropped(self, _: object) -> None:
+        if not self.object.closed and not self._detaching.locked():
+            self.detach()
+            cap = self.layout.capacity
+            warnings.warn(f"unclosed <shmkit.Segment {self.object.name!r} cap={cap}>", ResourceWarning, source=self)
 
     def found(self) -> None:
         """Make this the first attachment of a block that has no name yet.
@@ -101,10 +123,10 @@ class _Attachment:
                 _bury(self.object)  # whoever was attached was killed
             raise os_error(errno.ENOENT, self.object.name)
         self._share()
-        if abandoned:
-            self.words.store(COUNT, 4, 0)  # what killed processes left in it
-        self.words.add_to_count(1)
+        self.others = 0 if abandoned else self.words.load(COUNT, 4)  # abandoned: killed processes are in it
+        self.words.store(COUNT, 4, (self.others + 1) & 0xFFFFFFFF)
         self.counted = True
+        self.others = None
         self.object.must_lock(MUTEX, UNHELD)
 
     def _attach_uncounted(self) -> None:
@@ -130,36 +152,62 @@ class _Attachment:
             raise Again from _header.HeaderError("damaged block header: dead under its name")
 
     def detach(self) -> None:
-        """End the attachment, and the block if it was the last one.
+        """End the attachment, and the block if it was the last one; again, do nothing.
 
         The kernel's locks decide that; the count may hold killed processes. If a
         stopped peer keeps the mutex lane beyond patience, the block, if nobody
-        else is attached, is left for whoever comes next.
+        else is attached, is left for whoever comes next. An exception such as
+        KeyboardInterrupt is raised when the attachment has ended.
         """
+        if self._detaching.locked():  # by another thread, or by what a signal handler has interrupted
+            return
         try:
-            if os.getpid() == self.pid:  # a forked child must leave its parent's locks alone
-                try:
-                    if self.counted:
-                        self._leave()
-                finally:
-                    self.object.unlock()
-        finally:
-            self.words.close()
-            self.object.close()
+            self._leave()
+        except BaseException:
+            self._leave()
+            raise
 
     def _leave(self) -> None:
+        if self.object.closed:
+            return
+        with self._detaching:
+            if self.object.closed:
+                return
+            if os.getpid() == self.pid:  # a forked child must leave its parent's locks alone
+                if not self.settled:
+                    with contextlib.suppress(OSError):  # which does not keep us attached
+                        self._settle()
+                    self.settled = True
+                self.object.unlock()
+            self.words.close()
+            self._watches = []
+            _attached.discard(self)
+            self.object.close()
+
+    def _settle(self) -> None:
+        """Leave the count, and end the block if nobody else is attached."""
+        if not self.counted and self.others is None:
+            return
         try:
             patiently(functools.partial(self.object.must_lock, MUTEX, ALONE))
             alone = True
         except TimeoutError:
             alone = False
-        try:
-            self.words.add_to_count(-1)
-        except OSError:  # truncated, which does not change the verdict
-            pass
+        with contextlib.suppress(OSError):  # truncated, which does not change the verdict
+            if self.others is None:
+                self.others = (self.words.load(COUNT, 4) - 1) & 0xFFFFFFFF
+            self.words.store(COUNT, 4, self.others)
         if alone and not self.layout.persistent and self.object.lock(LIFE, ALONE):
-            with contextlib.suppress(OSError):
-                _bury(self.object)
+            _bury(self.object)
+
+
+_attached: Set[_Attachment] = set()
+
+
+@atexit.register
+def _detach_all() -> None:
+    for attachment in list(_attached):
+        attachment.detach()
 
 
 def _bury(o: Object) -> None:
@@ -177,8 +225,8 @@ def _bury(o: Object) -> None:
 
 def _read_header(o: Object) -> Layout:
     # Read past the mapping: nothing is mapped before it is known to be sound.
-    size = o.check_regular().st_size
-    return _header.parse(os.pread(o.fd, _header.USED, 0), size)
+    o.check_regular()
+    return _header.parse(os.pread(o.fd, _header.USED, 0), o.stat.st_size)
 
 
 def _reap(name: str) -> bool:
@@ -293,8 +341,6 @@ class Segment:
         self._attachment = attachment
         self._data: Optional[mmap.mmap] = data
         self._readonly = readonly
-        # Views of data keep it alive, and thereby the attachment.
-        self._detach = weakref.finalize(data, attachment.detach)
 
     @classmethod
     def create(
@@ -371,12 +417,14 @@ class Segment:
         cls, o: Object, layout: Layout, readonly: bool, start: Callable[[_Attachment], None]
     ) -> "Segment":
         try:
-            data = _map(o, layout.capacity, layout.header_size, not readonly)
             attachment = _Attachment(o, layout)
         except BaseException:
             o.close()
             raise
         try:
+            access = _access(not readonly)
+            data = mmap.mmap(o.fd, layout.capacity, access=access, offset=layout.header_size, **_UNTRACKED)
+            attachment.watch(data)
             start(attachment)
             return cls(attachment, data, readonly)
         except BaseException:
@@ -386,21 +434,21 @@ class Segment:
     def close(self) -> None:
         """Detach, and unlink the block if nobody else is attached; again, do nothing.
 
-        It waits for other processes no longer than two seconds. The memory goes
-        with the last view of it: arrays made from buf stay valid, but what they
-        then show is no block that this process is attached to.
+        It waits for other processes no longer than two seconds. Memory that is in
+        use stays valid: it is unmapped when nothing refers to it, no view of buf
+        and no array made from one. But it is then no block that this process is
+        attached to. KeyboardInterrupt during close is raised when it has detached.
         """
-        data, self._data = self._data, None
-        self._detach()
-        if data is not None:
-            try:
-                data.close()
-            except BufferError:
-                pass
+        try:
+            self._attachment.detach()
+        finally:
+            # It is not closed: an array of NumPy can refer to a mapping without
+            # an export of its buffer that would keep close from unmapping it.
+            self._data = None
 
     def _open_data(self) -> mmap.mmap:
         data = self._data
-        if data is None:
+        if data is None or self.closed:
             raise ValueError("segment is closed")
         return data
 
@@ -448,7 +496,7 @@ class Segment:
 
     @property
     def closed(self) -> bool:
-        return self._data is None
+        return self._attachment.object.closed
 
     @property
     def linked(self) -> bool:
@@ -492,13 +540,6 @@ class Segment:
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
-
-    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        detach = getattr(self, "_detach", None)
-        if detach is not None and detach.alive:
-            text = f"unclosed {self!r}"
-            self._data = None  # whoever records the warning keeps us
-            _warn(text, ResourceWarning, source=self)
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return functools.partial(Segment.open, self.name, readonly=self.readonly), ()

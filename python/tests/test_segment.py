@@ -14,6 +14,8 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 import unittest
 import unittest.mock
 import warnings
@@ -52,10 +54,16 @@ os._exit(0)
             **kwargs,
         )
 
-    def do(self, line):
+    def say(self, line):
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
+
+    def hear(self):
         return self.process.stdout.readline().strip()
+
+    def do(self, line):
+        self.say(line)
+        return self.hear()
 
     def end(self):
         self.process.kill()  # does nothing to one that has been waited for
