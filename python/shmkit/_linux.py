@@ -34,16 +34,21 @@ PATIENCE = 2.0  # seconds that we wait for a peer, who holds a lane for microsec
 
 
 def patiently(f: Callable[[], T]) -> T:
-    """Call f until it does not raise Again, for about PATIENCE, then raise the cause."""
-    pause, end = 20e-6, time.monotonic() + PATIENCE
+    """Call f until it does not raise Again, for about PATIENCE, then raise the cause.
+
+    It adds up its pauses and does not ask the clock: a process that was stopped
+    meanwhile, as in a frozen container, must not give up when it wakes.
+    """
+    pause, waited = 20e-6, 0.0
     while True:
         try:
             return f()
         except Again as again:
-            if time.monotonic() > end:
+            if waited >= PATIENCE:
                 assert again.__cause__ is not None
                 raise again.__cause__ from None
         time.sleep(pause)
+        waited += pause
         pause = min(2 * pause, 5e-3)
 
 

@@ -459,6 +459,25 @@ class Processes(Case):
             self.open()
         self.assertFalse(self.exists())
 
+    def test_stopped_while_waiting(self):
+        """A process that wakes after it was stopped for long waits on: it has not waited so long."""
+        a = self.create()
+        p = self.peer()
+        o = _linux.open_object(self.name, True)
+        self.addCleanup(o.close)
+        self.assertTrue(o.lock(_linux.MUTEX, _linux.ALONE))
+        self.assertEqual(p.do("from shmkit import _linux; _linux.PATIENCE, sleep = 0.2, _linux.time.sleep"), "done")
+        # It stops where it would make its first pause.
+        stop = "setattr(_linux.time, 'sleep', sleep) or os.kill(os.getpid(), signal.SIGSTOP)"
+        self.assertEqual(p.do(f"_linux.time.sleep = lambda _: {stop}"), "done")
+        p.say(f"s = Segment.open({self.name!r})")
+        self.assertTrue(os.WIFSTOPPED(os.waitpid(p.process.pid, os.WUNTRACED)[1]))
+        time.sleep(0.4)  # twice its patience
+        os.kill(p.process.pid, signal.SIGCONT)
+        threading.Timer(0.02, o.unlock).start()
+        self.assertEqual(p.hear(), "done")
+        self.assertEqual(a.refs, 2)
+
     def test_fork(self):
         """A forked child neither ends its parent's attachment nor adds one."""
         a = self.create()
