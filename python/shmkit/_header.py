@@ -81,6 +81,10 @@ class Layout(NamedTuple):
         return bool(self.flags & PERSISTENT)
 
     @property
+    def sparse(self) -> bool:
+        return bool(self.flags & SPARSE)
+
+    @property
     def object_size(self) -> int:
         return self.header_size + self.capacity
 

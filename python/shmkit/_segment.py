@@ -516,12 +516,29 @@ class Segment:
         if not 0 <= size <= self.cap:
             raise ValueError(f"size {size} of at most {self.cap}")
         # All bytes beyond size are zero, so that a block grows by setting size.
-        words = self._attachment.words
-        end, piece = min(self.size, words.load(WRITTEN, 8)), bytes(1 << 20)
+        words, old = self._attachment.words, self.size
+        end = min(old, words.load(WRITTEN, 8))
+        if size < old and self._attachment.layout.sparse:
+            end = min(end, self._punch(data, size, old))
+        piece = bytes(1 << 20)
         for offset in range(size, end, len(piece)):
             n = min(len(piece), end - offset)
             data[offset : offset + n] = piece[:n]
         words.store(SIZE, 8, size)
+
+    def _punch(self, data: mmap.mmap, start: int, end: int) -> int:
+        """Give back the pages of data[start:end], and return where what is left to clear ends."""
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        if first < end:
+            try:
+                data.madvise(mmap.MADV_REMOVE, first, end - first)
+            except OSError:  # the memory is locked: madvise(2)
+                return end
+        # What is left of the first page is cleared only if it is not zero: to
+        # write to a hole takes memory, and ends the process if there is none.
+        rest = min(first, end) - start
+        left = os.pread(self._attachment.object.fd, rest, self._attachment.layout.header_size + start)
+        return start + rest if any(left) else start
 
     def unlink(self) -> None:
         """Take the block's name away at once; whoever is attached keeps the memory.

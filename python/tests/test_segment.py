@@ -156,6 +156,30 @@ class Life(Case):
         self.create(64 << 20, sparse=True)
         self.assertLess(os.stat(DIR + self.name).st_blocks * 512, 1 << 20)
 
+    def test_truncate_gives_back(self):
+        """Truncate of a sparse block gives back pages, also of what was only read, and takes none."""
+
+        def taken():
+            return os.stat(DIR + self.name).st_blocks * 512 // mmap.PAGESIZE
+
+        a = self.create(32 << 20, sparse=True)
+        a.buf[0] = a.buf[5000] = a.buf[9000] = 1
+        self.assertEqual(bytes(a.buf[1 << 20 : 9 << 20]), bytes(8 << 20))
+        a.truncate(5001)
+        self.assertLessEqual(taken(), 1 + 2)
+        a.truncate(a.cap)
+        self.assertEqual((a.buf[0], a.buf[5000], a.buf[9000]), (1, 1, 0))
+        a.truncate(5000)
+        a.truncate(a.cap)
+        self.assertEqual((a.buf[0], a.buf[5000]), (1, 0))
+        a.truncate(0)
+        a.truncate(a.cap)
+        before = taken()
+        a.truncate(100)  # into a hole
+        self.assertLessEqual(taken(), before)
+        a.truncate(a.cap)
+        self.assertFalse(any(a.buf[: 1 << 20]))
+
     def test_mode_beats_umask(self):
         self.addCleanup(os.umask, os.umask(0o077))
         self.create(mode=0o666)
