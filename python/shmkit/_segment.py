@@ -316,6 +316,8 @@ def _unlink_once(name: str, only: Optional[Object]) -> None:
 
 
 def _clean(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
     name = name[1:] if name.startswith("/") else name
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", name):
         raise ValueError(f"bad name: {name!r}")

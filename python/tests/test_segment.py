@@ -252,6 +252,13 @@ class Life(Case):
             for f in Segment.open, shmkit.unlink, lambda n: Segment.create(n, 1):
                 with self.subTest(name), self.assertRaises(ValueError):
                     f(name)
+        for name in b"a", pathlib.Path("a"), 1:
+            for f in Segment.open, shmkit.unlink, lambda n: Segment.create(n, 1):
+                with self.subTest(name), self.assertRaisesRegex(TypeError, "name must be a str, not " + type(name).__name__):
+                    f(name)
+        for f in Segment.open, shmkit.unlink:
+            with self.assertRaisesRegex(TypeError, "name must be a str, not NoneType"):
+                f(None)
         for size in 0, -1, 1 << 63:
             with self.assertRaises(ValueError):
                 Segment.create(None, size)
