@@ -24,6 +24,7 @@ type Interpreter struct {
 	name         string // its version, and more if another one has that too
 	Major, Minor int
 	NumPy        bool // it can be imported
+	Pip          bool // it can be imported
 }
 
 // AtLeast reports whether the interpreter is of that version or a later one.
@@ -66,12 +67,20 @@ func Each(t *testing.T, f func(t *testing.T, py Interpreter)) {
 // long, of what differs little between versions.
 func Ends(t *testing.T, f func(t *testing.T, py Interpreter)) {
 	t.Helper()
-	all := fit(t, "Python 3.8 or later", "python3", func(Interpreter) bool { return true })
+	each(t, ends(fit(t, "Python 3.8 or later", "python3", func(Interpreter) bool { return true })), f)
+}
+
+// EndsPip is Ends for the interpreters that have pip.
+func EndsPip(t *testing.T, f func(t *testing.T, py Interpreter)) {
+	t.Helper()
+	each(t, ends(fit(t, "Python with pip", "python3-pip", func(py Interpreter) bool { return py.Pip })), f)
+}
+
+func ends(all []Interpreter) []Interpreter {
 	version := func(a, b Interpreter) int {
 		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
 	}
-	ends := []Interpreter{slices.MinFunc(all, version), slices.MaxFunc(all, version)}
-	each(t, slices.Compact(ends), f)
+	return slices.Compact([]Interpreter{slices.MinFunc(all, version), slices.MaxFunc(all, version)})
 }
 
 // EachNumPy is Each for the interpreters that have NumPy.
@@ -174,12 +183,12 @@ func patterns() (patterns []string) {
 func ask(path string) (py Interpreter, err error) {
 	const program = `import importlib.util, os, sys
 print(os.path.realpath(sys.executable), "%d.%d.%d" % sys.version_info[:3], sys.version_info[0], sys.version_info[1],
-      "true" if importlib.util.find_spec("numpy") else "false")`
+      *("true" if importlib.util.find_spec(name) else "false" for name in ("numpy", "pip")))`
 	out, err := exec.Command(path, "-c", program).Output()
 	if err != nil {
 		return py, err
 	}
-	if _, err := fmt.Sscan(string(out), &py.path, &py.name, &py.Major, &py.Minor, &py.NumPy); err != nil {
+	if _, err := fmt.Sscan(string(out), &py.path, &py.name, &py.Major, &py.Minor, &py.NumPy, &py.Pip); err != nil {
 		return py, err
 	}
 	if !py.AtLeast(3, 8) {
