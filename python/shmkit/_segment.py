@@ -25,7 +25,6 @@ from ._linux import ALONE, LIFE, MUTEX, SHARED, UNHELD, Again, Object, os_error,
 _UNTRACKED = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
-
 def _access(writable: bool) -> int:
     return mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
 
@@ -78,7 +77,7 @@ class _Attachment:
         self.layout = layout
         self.pid = os.getpid()
         self.counted = False
-        # The count without this attachment, known only while it has the mutex lane.
+        # What the count is without this attachment; none while others can change it.
         self.others: Optional[int] = None
         self.settled = False  # nothing is left to do but to let go
         self.words = _Words(o, layout, o.writable)
