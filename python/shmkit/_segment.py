@@ -435,10 +435,11 @@ class Segment:
     def close(self) -> None:
         """Detach, and unlink the block if nobody else is attached; again, do nothing.
 
-        It waits for other processes no longer than two seconds. Memory that is in
-        use stays valid: it is unmapped when nothing refers to it, no view of buf
-        and no array made from one. But it is then no block that this process is
-        attached to. KeyboardInterrupt during close is raised when it has detached.
+        It makes pauses of two seconds in all while other processes hold the block's
+        lock, and then gives up the unlinking, not the detaching. Memory in use stays
+        valid: it is unmapped when no view of buf and no array made from one refers
+        to it. But the process is not attached to the block any more.
+        KeyboardInterrupt during close is raised when it has detached.
         """
         try:
             self._attachment.detach()
