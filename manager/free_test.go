@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -50,6 +52,55 @@ func TestFreeing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Serve does not wait for ever for a client, or for memory, when it ends.
+func TestShutdownBounded(t *testing.T) {
+	SetStall(t, 10*time.Millisecond)
+	file, freed := longToClose(t)
+	c := &client{conn: connected(t), owned: make(map[*block]bool)}
+	s := &server{ending: make(chan struct{}), clients: map[*client]bool{c: true}, blocks: make(map[string]*block)}
+	if err := s.add(&block{info: Info{Name: "block", Cap: 1}, owner: c, file: file}); err != nil {
+		t.Fatal(err)
+	}
+	stuck := make(chan bool)
+	s.done.Go(func() { <-stuck })
+	s.shutdown()
+	if err := s.add(&block{info: Info{Name: "late", Cap: 1}, owner: c, file: file}); err == nil {
+		t.Error("there is a new block")
+	}
+	if n, err := c.conn.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("the connection goes on: %d, %v", n, err)
+	}
+	freed()
+	close(stuck)
+	s.done.Wait()
+	c.conn.Close()
+}
+
+// Of several that lock an address, whose file each holder removes, one has it.
+func TestLockExcludes(t *testing.T) {
+	addr := filepath.Join(t.TempDir(), "socket")
+	var holders atomic.Int32
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 500 {
+				unlock, err := lock(addr, time.Minute)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%d have it", n)
+				}
+				runtime.Gosched()
+				holders.Add(-1)
+				unlock()
+			}
+		})
+	}
+	all.Wait()
 }
 
 // longToClose returns a file whose Close waits until freed is called.
