@@ -47,6 +47,7 @@
 //	                                      granted: remove, ErrNotExist
 //	         SETLK(own byte); EAGAIN: start over
 //	         stat(name) is this inode, and state is live; else detach, start over
+//	         (attached to by a descriptor: state alone)
 //	Detach:  if count says that this is the only attachment: SETLK(whole range) in
 //	         place; granted: remove if not kept
 //	         F_UNLCK of everything
@@ -56,7 +57,7 @@
 //	Create:  O_TMPFILE, header, own byte, linkat; EEXIST: as Reap, then again
 //	Reap:    open, GETLK as Attach; none, not kept: SETLK(whole range); granted: remove
 //	Unlink:  open, SETLK(U), stat(name) is this inode, unlink, F_UNLCK
-//	remove:  state=dead, stat(name) is this inode, unlink, F_UNLCK, close
+//	remove:  stat(name) is this inode: unlink; state=dead, F_UNLCK, close
 //	Aside:   SETLK(byte among the others), F_UNLCK(byte among the writers)
 //	Back:    the reverse
 //
@@ -66,6 +67,10 @@
 // two orders Close tries first, and nothing else: the model takes both, whatever
 // the count. There is no lock for the common path of Open and Close. There is no
 // adoption of a kept block either: it is attached to as any other.
+//
+// What has its name is never marked dead. If it were marked before the unlink, by
+// a process that is then killed, and a daemon kept a lock on it, it could neither
+// be attached to nor removed.
 //
 // A lock belongs to an ended process if its tag has this pid namespace and
 // kill(2) says ESRCH for its process id. The kernel drops the locks of a process
@@ -102,8 +107,9 @@
 //     that another process uses, or that a child of one holds locks on. No unlink
 //     hits another block than the one that was decided on; but see R1.
 //   - S2: no two users of different blocks under the one name, unless one of the
-//     blocks lost its name to an explicit Unlink or an outsider.
-//   - S3: the name leads to the block of every user, with the same exception, and
+//     blocks lost its name to an explicit Unlink or an outsider, or was attached to
+//     by a descriptor.
+//   - S3: the name leads to the block of every user, with the same exceptions, and
 //     that block is not marked dead. An Open that has not locked its byte when
 //     the name is taken away does not attach.
 //   - S4: when all are gone, a name remains only of a kept block, or of one whose

@@ -30,6 +30,7 @@ var (
 	opn      = []Call{Open, Close}
 	ro       = []Call{OpenReadOnly, Close}
 	rd       = []Call{OpenReader, Close}
+	hnd      = []Call{OpenHanded, Close}
 	rdTwice  = []Call{OpenReader, Close, OpenReader, Close}
 	reap     = []Call{Reap}
 	unl      = []Call{Unlink}
@@ -94,6 +95,9 @@ var small = []Scenario{
 	of(ooc, rd, opn).killing(2).haunted(1).refuse(),
 	of(ooc, rdTwice, rd).killing(2),
 	of(ooc, rd, reap).killing(2),
+	of(ooc, hnd, opn).killing(2).haunted(1),
+	of(ooc, hnd, unl).killing(1),
+	of(oocKeep, hnd, hnd).killing(1),
 	of(ooc, ro, unl).killing(2),
 
 	of(oocPers, oocPers, opn).killing(1).haunted(1),
@@ -144,11 +148,11 @@ var mutants = []struct {
 	{"Open: own byte without GETLK", of(ooc, opn).killing(1).without(OpenAsks), S5},
 	{"Open: everything locked means alive", of(ooc, opn, reap).killing(2).without(OpenYields), S9},
 	{"Open: no identity check", of(ooc, ooc, unl).without(OpenChecksName), S3},
-	{"Open: no state check", of(ooc, opn).killing(1).without(OpenChecksState), S3},
+	{"Open: no state check", of(ooc, hnd).without(OpenChecksState), S3},
 	{"Open: locks of ended processes are alive", of(ooc, opn).killing(1).haunted(1).without(OpenWaits), S9},
 	{"Open: locks of ended processes are dead", of(ooc, opn).killing(1).haunted(1).daemon().without(GhostsLive), S1},
 	{"Open: gives up without the duty of Close", of(ooc, opn).refuse().without(AbortDetaches), S4},
-	{"Create: own byte after linkat", of(ooc, ooc).without(CreateLocksFirst), S3},
+	{"Create: own byte after linkat", of(ooc, ooc).without(CreateLocksFirst), S1},
 	{"reap: everything locked means alive", of(ooc, crt).killing(1).without(ReapYields), S10},
 	{"reap: locks of ended processes are alive", of(ooc, crt).killing(1).haunted(1).without(ReapWaits), S10},
 	{"Close: GETLK proves that nobody is there", of(ooc, ooc).without(LockProves), S3},
@@ -156,8 +160,9 @@ var mutants = []struct {
 	{"Close: gives up when it cannot lock", of(ooc, unl).killing(1).without(AskAgain), S4},
 	{"everything without the unlinkers' byte", of(oocTwice, unl).without(WholeHasU), S1},
 	{"Close: Keep read before everything is locked", of(oocKeep, ooc).without(KeepInside), S1},
-	{"Aside: unlocks before it locks", of(oocMove, ooc).without(LockThenLet), S3},
+	{"Aside: unlocks before it locks", of(oocMove, ooc).without(LockThenLet), S1},
 	{"remove: no identity check, one Unlink", of(ooc, ooc, unl).without(RemoveChecksName), S1},
+	{"remove: marked dead before the unlink", of(ooc, opn, crt).killing(2).haunted(1).daemon().without(MarkLast), S6},
 	{"Unlink: no lock", of(oocTwice, unl, unl).without(UnlinkLocks), S1},
 	{"Unlink: no identity check", of(oocTwice, unl, unl).without(UnlinkChecksName), S1},
 	{"no F_UNLCK before close", of(oocKeep, crt, opn).haunted(1).without(ExplicitUnlock), S6},

@@ -46,6 +46,7 @@ const (
 	byteR                       // an own byte in the readers' range
 	whole                       // all of the above, in one lock; includes them
 	able                        // not a lock: open for writing, so that it can lock everything
+	handed                      // not a lock: come by otherwise than by the name
 	entering                    // an Open that has locked its own byte
 	user                        // attached; ends with the own byte
 	dying                       // its process was killed

@@ -133,8 +133,8 @@ func (w *world) check() {
 			continue
 		}
 		b := *w.flags(d)
-		lost := b&(unlinked|removed) != 0
-		if first != nil && first.ino != d.ino && !lost && *w.flags(first)&(unlinked|removed) == 0 {
+		lost := b&(unlinked|removed) != 0 || d.held&handed != 0
+		if first != nil && first.ino != d.ino && !lost && *w.flags(first)&(unlinked|removed) == 0 && first.held&handed == 0 {
 			w.violate(S2, "two users of different blocks under one name")
 		}
 		first = d

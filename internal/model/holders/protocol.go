@@ -22,9 +22,9 @@ const (
 	reapAsk
 	reapWhole
 
-	removeMark // remove: after proof that the block is dead
-	removeCheck
+	removeCheck // remove: after proof that the block is dead
 	removeUnlink
+	removeMark
 
 	closeStart // Close, and an Open that gives up
 	closeAtOnce
@@ -64,7 +64,7 @@ var places = [...]string{
 	createTmp: "Create [1] O_TMPFILE, header, [2] own byte", createLink: "Create [3] linkat",
 	createLate: "Create (mutant) own byte",
 	reapName:   "reap [1] open(name)", reapAsk: "reap [2] ask", reapWhole: "reap [3] try the whole range",
-	removeMark: "remove [1] state=DEAD", removeCheck: "remove [2] stat(name)", removeUnlink: "remove [3] unlink(name)",
+	removeCheck: "remove [1] stat(name)", removeUnlink: "remove [2] unlink(name)", removeMark: "remove [3] state=DEAD",
 	closeStart: "Close [0] count", closeAtOnce: "Close [0] try the whole range", closeDrop: "Close [1] F_UNLCK",
 	closeAsk: "Close [2] ask", closeWhole: "Close [3] try the whole range",
 	keepSet: "Keep", asideLock: "Aside [1] reader's byte", asideLet: "Aside [2] F_UNLCK writer's byte",
@@ -82,7 +82,7 @@ func (w *world) step(p *proc) {
 	switch p.pc {
 
 	case openName:
-		if !w.open(&p.fd, pick(w.program()[p.call] == OpenReader, 0, able)) {
+		if !w.open(&p.fd, w.program()[p.call].access()) {
 			w.leave(p, notExist)
 			break
 		}
@@ -116,11 +116,11 @@ func (w *world) step(p *proc) {
 		ok := w.lock(&p.fd, w.program()[p.call].byte())
 		if ok {
 			w.meet(p, entering)
-			p.late = w.name != p.fd.ino
+			p.late = w.name != p.fd.ino && p.fd.held&handed == 0
 		}
 		w.enterIf(p, ok, openCheck, openName)
 	case openCheck: // with the own byte locked the state cannot change: reading it is no step of its own
-		ok := w.lacks(OpenChecksName) || w.named(&p.fd)
+		ok := p.fd.held&handed != 0 || w.lacks(OpenChecksName) || w.named(&p.fd)
 		ok = ok && (w.lacks(OpenChecksState) || *w.flags(&p.fd)&dead == 0)
 		if !ok {
 			w.detach(p, openName)
@@ -187,14 +187,14 @@ func (w *world) step(p *proc) {
 			w.remove(p, done)
 		}
 
-	case removeMark:
-		*w.flags(&p.fd) |= dead
-		w.enter(p, pick(w.lacks(RemoveChecksName), removeUnlink, removeCheck))
 	case removeCheck:
-		w.enter(p, pick(w.named(&p.fd), removeUnlink, release))
+		w.enter(p, pick(w.named(&p.fd), removeUnlink, w.mark()))
 	case removeUnlink:
 		w.unlink(&p.fd, false)
-		w.enter(p, release)
+		w.enter(p, w.mark())
+	case removeMark: // what has its name is never marked
+		*w.flags(&p.fd) |= dead
+		w.enter(p, pick(w.lacks(MarkLast), removeCheck, release))
 
 	case closeStart: // the count is a hint: whichever way it points must be right
 		atOnce := p.fd.held&able != 0 && *w.flags(&p.fd)&kept == 0 && w.maybe()
@@ -293,6 +293,17 @@ func (w *world) step(p *proc) {
 	}
 }
 
+// access is what a descriptor that c opens is good for.
+func (c Call) access() uint16 {
+	switch c {
+	case OpenReader:
+		return 0
+	case OpenHanded:
+		return able | handed
+	}
+	return able
+}
+
 // byte is the range that c locks its byte in.
 func (c Call) byte() uint16 {
 	return pick(c == OpenReadOnly || c == OpenReader, byteR, byteW)
@@ -352,7 +363,13 @@ func (w *world) removeOr(p *proc, to pc) {
 func (w *world) remove(p *proc, to pc) {
 	p.then = to
 	w.forget(p)
-	w.enter(p, pick(w.lacks(RemoveMarks), removeCheck, removeMark))
+	first := pick(w.lacks(RemoveChecksName), removeUnlink, removeCheck)
+	w.enter(p, pick(w.lacks(MarkLast) && *w.flags(&p.fd)&dead == 0, removeMark, first))
+}
+
+// mark is what follows the unlink.
+func (w *world) mark() pc {
+	return pick(w.lacks(RemoveMarks) || w.lacks(MarkLast), release, removeMark)
 }
 
 // forget is the end of an attempt: only Create goes on to ask what it has met.

@@ -25,17 +25,18 @@ const (
 	Refs
 	Reap
 	Unlink
+	OpenHanded // by a descriptor: no name need lead to the block
 )
 
 func (c Call) String() string {
 	return [...]string{"Open", "OpenReadOnly", "OpenReader", "Create", "CreatePersistent", "OpenOrCreate",
-		"OpenOrCreatePersistent", "Close", "Keep", "Aside", "Back", "Refs", "Reap", "Unlink"}[c]
+		"OpenOrCreatePersistent", "Close", "Keep", "Aside", "Back", "Refs", "Reap", "Unlink", "OpenHanded"}[c]
 }
 
 // opens and creates say what c does: OpenOrCreate both. attached is what only
 // a process that is attached can do.
 func (c Call) opens() bool {
-	return c <= OpenReader || c == OpenOrCreate || c == OpenOrCreatePersistent
+	return c <= OpenReader || c == OpenOrCreate || c == OpenOrCreatePersistent || c == OpenHanded
 }
 func (c Call) creates() bool  { return Create <= c && c <= OpenOrCreatePersistent }
 func (c Call) attached() bool { return Close <= c && c <= Refs }
@@ -78,6 +79,7 @@ const (
 	KeepInside  // the keep word is read with everything locked
 	LockThenLet // Aside and Back lock the new byte before they unlock the old one
 	RemoveMarks
+	MarkLast // and that after the unlink
 	RemoveChecksName
 	UnlinkLocks
 	UnlinkChecksName
