@@ -19,7 +19,7 @@ import (
 // of it. [Segment.Unlink] returns [fs.ErrNotExist]. Processes that were killed
 // are in [Segment.Refs] until the block ends.
 //
-// On Windows its section has a name that nobody can guess, which is that of no
+// On Windows its section has a random name, which is that of no
 // block and not in List.
 //
 // The error is [fs.ErrInvalid] for a bad option or a size below 1, [ErrNoSpace]

@@ -35,8 +35,7 @@ func Persistent() Option { return setting{option: optPersistent} }
 // but root could remove it.
 //
 // On Windows there are no such permissions, so all modes mean the same: access
-// for those to whom the system gives it by default, the user and the system
-// itself, which is reported as 0600.
+// for the user, the administrators and the system, which is reported as 0600.
 func Perm(mode fs.FileMode) Option { return setting{option: optPerm, perm: mode} }
 
 // Headerless makes [Create], [Open] and [OpenOrCreate] work on a raw block as

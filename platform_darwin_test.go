@@ -1,9 +1,15 @@
 package shm
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,13 +63,18 @@ func TestSystemProcessIDs(t *testing.T) {
 // TestPython has CPython's SharedMemory open a block of ours, and make one that
 // we open. It puts the slash before the name that we do.
 func TestPython(t *testing.T) {
-	python, err := exec.LookPath("python3")
+	python, err := exec.LookPath(cmp.Or(os.Getenv("SHM_PYTHON"), "python3"))
 	if err != nil {
+		if os.Getenv("SHM_PYTHON") != "" {
+			t.Fatal(err)
+		}
 		t.Skip("no python3")
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	run := func(script string, args ...string) {
 		t.Helper()
-		if out, err := exec.Command(python, append([]string{"-c", script}, args...)...).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(ctx, python, append([]string{"-c", script}, args...)...).CombinedOutput(); err != nil {
 			t.Fatalf("python: %v\n%s", err, out)
 		}
 	}
@@ -109,5 +120,39 @@ m.close()
 	}
 	if err := Unlink(name); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSandbox runs this test in a sandbox where the system does not say when a
+// process began. Only blocks with a lock page need to know.
+func TestSandbox(t *testing.T) {
+	if os.Getenv("SHM_SANDBOXED") == "" {
+		const profile = `(version 1)(allow default)(deny sysctl-read (sysctl-name-prefix "kern.proc"))`
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "/usr/bin/sandbox-exec", "-p", profile, exe, "-test.v", "-test.run", "^TestSandbox$")
+		cmd.Env = append(os.Environ(), "SHM_SANDBOXED=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("in the sandbox: %v\n%s", err, out)
+		}
+		return
+	}
+	if _, err := unix.SysctlKinfoProc("kern.proc.pid", os.Getpid()); err == nil {
+		t.Fatal("the profile does not deny kern.proc.pid")
+	}
+	seg, err := Anonymous(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := seg.Close(); err != nil {
+		t.Error(err)
+	}
+	if seg, err := Create("", 100); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("Create: %v", err)
+		seg.Close()
 	}
 }

@@ -3,6 +3,7 @@ package shm_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -94,8 +95,11 @@ sys.stdin.readline()
 ours.close()
 theirs.close()
 `
-	python, err := exec.LookPath("python")
+	python, err := exec.LookPath(cmp.Or(os.Getenv("SHM_PYTHON"), "python"))
 	if err != nil || exec.Command(python, "-c", "import multiprocessing.shared_memory").Run() != nil {
+		if os.Getenv("SHM_PYTHON") != "" {
+			t.Fatal(err)
+		}
 		t.Skip("no Python")
 	}
 	seg, name := block(t, 5000, shm.Headerless()), unique(t)

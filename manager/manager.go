@@ -41,7 +41,7 @@
 // On darwin there are no addresses without a file, and clients that may only
 // read cannot open blocks; see docs/manager.md.
 //
-// On Windows the memory is a section whose name, which nobody can guess, travels
+// On Windows the memory is a section whose name, a random one, travels
 // in place of a descriptor. It is the kernel that ends it, with the last process
 // that has it open. Names of sections are those of a session: a client in
 // another session, or of another user, cannot open the blocks of a server.

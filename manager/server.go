@@ -443,7 +443,7 @@ func (c *client) take(section string) (m memory, err error) {
 	if err != nil {
 		m.file.Close() // if there is one
 		if err = quota(err); !errors.Is(err, ErrQuota) {
-			err = fmt.Errorf("%w: not a block: %w", fs.ErrInvalid, err)
+			err = fmt.Errorf("%w: not a block: %v", fs.ErrInvalid, err) // whatever it lacks
 		}
 	}
 	return m, err

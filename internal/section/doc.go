@@ -2,6 +2,6 @@
 // packages shm and manager.
 //
 // An anonymous block is on a section that has a name all the same, for package
-// manager to tell another process where it is. Nobody can guess it, and it is no
+// manager to tell another process where it is. It is random, and it is no
 // name of a block: it begins with an exclamation mark.
 package section
