@@ -87,6 +87,19 @@ func TestHostileCreate(t *testing.T) {
 	atWork(t, c)
 }
 
+// A client that may only read gets no memory.
+func TestReadAccessMemory(t *testing.T) {
+	addr, _ := serve(t, manager.Authorize(func(manager.Peer) manager.Access { return manager.ReadAccess }))
+	conn := knockUnix(t, addr)
+	fmt.Fprintln(conn, `{"op":"memory","name":"a","cap":100,"size":200}`)
+	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
+		t.Fatal(err)
+	}
+	if got := line(t, conn); !strings.HasPrefix(got, `{"code":"permission"`) {
+		t.Error(got)
+	}
+}
+
 // What a Create that fails has filled of the server's memory is not kept.
 func TestCreateGivesBack(t *testing.T) {
 	addr, _ := serve(t, manager.Total(manager.Quota{Bytes: 1 << 62}))

@@ -253,7 +253,7 @@ func (s *server) admit(conn net.Conn) {
 	}
 	if err != nil {
 		unwanted.add(func() {
-			conn.SetWriteDeadline(time.Now().Add(stall)) // it has room for a line
+			conn.SetWriteDeadline(time.Now().Add(stall))
 			conn.Write(marshal(failure(err)))
 			conn.Close()
 		})
@@ -265,7 +265,7 @@ func (s *server) admit(conn net.Conn) {
 	})
 }
 
-// enter makes c one of the clients, if there may be one more.
+// enter adds c to the clients. The error is ErrQuota if there may be no more.
 func (s *server) enter(c *client) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -287,7 +287,7 @@ func (s *server) enter(c *client) error {
 	return nil
 }
 
-// exit gives back the place of c.
+// exit removes c from the clients.
 func (s *server) exit(c *client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -334,9 +334,9 @@ func (s *server) talk(c *client) {
 	}
 }
 
-// reply sends a response. There is never more than one descriptor on its way to a
-// client: the kernel bounds how many a user can have under way, and the server's
-// user is the same for all clients.
+// reply sends a response. A client never has more than one descriptor to read: the
+// kernel bounds how many a user can have under way, and the server's user is the
+// same for all clients.
 func (c *client) reply(r response, f *os.File) error {
 	if f == nil {
 		return c.send(r, nil)
@@ -372,7 +372,7 @@ func (c *client) send(r response, f *os.File) error {
 
 // answer does what is asked for. The file it returns goes with the response.
 func (s *server) answer(c *client, req request) (resp response, f *os.File, err error) {
-	if c.access < FullAccess && (req.Op == opCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
+	if c.access < FullAccess && (req.Op == opMemory || req.Op == opCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
 		return resp, nil, fmt.Errorf("%w: %+v may only read", fs.ErrPermission, c.peer)
 	}
 	if c.access < FullAccess && req.Op == opOpen && !restricts {
@@ -402,9 +402,9 @@ func (s *server) answer(c *client, req request) (resp response, f *os.File, err 
 	return resp, nil, fmt.Errorf("%w: unknown operation", fs.ErrInvalid)
 }
 
-// create creates the memory for a block of c, and returns a file of it. What it
-// has created before, and c has made no block of, is gone, also if there is an
-// error; if nothing is asked for, that is all.
+// create creates the memory for a block of c and returns a file of it. Memory from
+// an earlier call that no block was made of is released first, also on error; with
+// a size of 0 that is all.
 func (s *server) create(c *client, req request) (*os.File, error) {
 	c.memory.file.Close() // if there is one
 	c.memory = memory{}
@@ -429,7 +429,7 @@ func (s *server) create(c *client, req request) (*os.File, error) {
 	return shared, quota(err)
 }
 
-// take returns the memory that c wants to be kept.
+// take returns the memory of the block that c has built.
 func (c *client) take(section string) (m memory, err error) {
 	if createsMemory {
 		if m, c.memory = c.memory, m; m.file == nil {
@@ -462,9 +462,9 @@ func (s *server) keep(c *client, req request, m memory) error {
 	return err
 }
 
-// checkSize looks that size bytes of memory are those of a block with a Cap of
-// capacity bytes: with no more than a header. What is in it, those who attach look
-// at.
+// checkSize checks that size bytes of memory have room for a block with a Cap of
+// capacity bytes and its header, and no more. A client that attaches checks what is
+// in the memory.
 func checkSize(size, capacity int64) error {
 	const mostHeader = 64 << 10 // of package shm
 	if capacity <= 0 || size <= capacity || size-capacity > mostHeader {
@@ -516,8 +516,8 @@ func control(f syscall.Conn, do func(fd uintptr) error) error {
 	return err
 }
 
-// refuses returns why there can be no block of that name and capacity. The caller
-// holds s.mu.
+// refuses returns the error for a block that the server may not keep, or nil. The
+// caller holds s.mu.
 func (s *server) refuses(c *client, name string, capacity int64) error {
 	switch {
 	case s.ended:
@@ -605,9 +605,9 @@ func (s *server) list(after string) (r response) {
 	return r
 }
 
-// leave ends a connection, and gives back what goes with it. The place of the
-// client last: as long as its connection takes to close, or it has not read the
-// descriptor that was sent to it, which is charged to this user, it counts.
+// leave ends a connection and releases what belongs to it. The client counts as one
+// until its connection is closed, which can take a thread, and until it has read the
+// descriptor that was sent to it, which is charged to this user.
 func (s *server) leave(c *client) {
 	c.conn.hangUp()
 	f, _ := c.conn.take("") // that nobody has asked for
@@ -639,8 +639,8 @@ func (s *server) leave(c *client) {
 	s.exit(c)
 }
 
-// shutdown ends all connections and lets go of all memory. It waits for nothing
-// longer than stall.
+// shutdown ends all connections and releases all memory. It waits no longer than
+// stall.
 func (s *server) shutdown() {
 	close(s.ending)
 	s.mu.Lock()
@@ -670,10 +670,11 @@ func (s *server) shutdown() {
 	}
 }
 
-// unwanted is what is to be closed and can be anybody's, so that closing it can
-// take as long as he likes. A few goroutines do it, for which nobody waits.
+// unwanted closes what other processes have made, which can take as long as they
+// like. Nothing waits for it.
 var unwanted queue
 
+// queue calls functions in a few goroutines.
 type queue struct {
 	mu      sync.Mutex // guards what follows
 	waiting []func()

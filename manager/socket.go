@@ -28,8 +28,8 @@ const errBacklog = syscall.EAGAIN
 // passing are the reasons not to accept a connection that can pass.
 var passing = []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.ECONNABORTED}
 
-// noServer are what connecting to an address without a server returns. The second
-// can come from a server that has not come to accept others yet: see refusedFor.
+// What connecting to an address without a server returns. The second can come from
+// a server that has not come to accept others yet: see refusedFor.
 const (
 	errNoSocket = syscall.ENOENT
 	errRefused  = syscall.ECONNREFUSED
@@ -38,21 +38,21 @@ const (
 // errUnderWay is too many descriptors of this user that nobody has received yet.
 const errUnderWay = syscall.ETOOMANYREFS
 
-// conn is a connection. What a process does with a descriptor that was sent to it
-// is this:
+// conn is a connection. This is all that a process does with a descriptor that
+// another process has sent:
 //
-//   - A server on Linux never has one. What a client could send, a file of a
-//     user-space file system for one, cannot be polled, asked for its size, or
-//     closed without waiting for the client, and one that is open when a process
-//     ends keeps it from ending. So clients have no reason to send any, the
-//     kernel refuses those they do send (SO_PASSRIGHTS of socket(7), since Linux
-//     6.16), and before it did, a connection on which one is under way is not
-//     read any further, but closed: the kernel releases what was never received,
-//     which flushes no file, and all other waiting ends by a signal (cutShort).
-//   - A server on darwin, and a client, keep one until somebody takes it, as a
-//     number, until the kernel alone has said that it is memory. Only then is it
-//     an os.File, which can be polled. All others are closed unlooked at, where
-//     nobody waits for it (unwanted).
+//   - A server on Linux never has one. Polling a descriptor, asking for its size or
+//     closing it can wait for the process that sent it, beyond SIGKILL: it can be a
+//     file of a user-space file system. So can the exit of a process that has it
+//     open, because exit flushes files. The protocol therefore sends none to the
+//     server. If a client does, the kernel refuses (SO_PASSRIGHTS of socket(7)).
+//     Before Linux 6.16 it does not; there the server looks before it reads (peek)
+//     and closes the connection instead. The kernel then releases the descriptors
+//     without a flush, and a release that lingers is interrupted (cutShort).
+//   - A server on darwin and a client keep the last one, as a number until the
+//     kernel itself says that it is memory (isMemory), and as an os.File, which can
+//     be polled, from then on. Any other is closed, with nothing done to it, by a
+//     goroutine that nobody waits for (unwanted).
 type conn struct {
 	*net.UnixConn
 	oob  []byte // room for descriptors; without any the kernel drops them
@@ -118,7 +118,7 @@ func (c *conn) peer() (p Peer, err error) {
 }
 
 func (c *conn) sameUser(p Peer) Access {
-	if p.UID == os.Geteuid() || p.UID == 0 {
+	if p.privileged() {
 		return FullAccess
 	}
 	return NoAccess
@@ -214,13 +214,13 @@ func listen(addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false)
-	// Whoever connects in between is still looked at by Authorize.
+	// A process that connects before this still has to pass Authorize.
 	err = os.Chmod(addr, 0o600)
 	socket, statErr := os.Lstat(addr)
 	if err = errors.Join(err, statErr); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	l.SetUnlinkOnClose(false)
 	return &listener{UnixListener: l, socket: socket}, nil
 }
 
@@ -235,35 +235,48 @@ func bind(addr string) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
-// listener is at a socket with a file, and removes it.
+// listener listens at a socket with a file, and removes the file.
 type listener struct {
 	*net.UnixListener
 	socket fs.FileInfo
 	once   sync.Once
 }
 
-// Close removes the file only if it is still that of this socket: another server
-// can listen there by now. While the socket is open its inode number is not
-// reused. A file that stays is one that Listen replaces.
+// Close removes the file only if it is still this socket's: another server can be
+// listening there by now. It does so before it closes the socket, which keeps the
+// inode number from being reused, and does not wait for it longer than a second. If
+// the file stays, Listen replaces it.
 func (l *listener) Close() error {
 	l.once.Do(func() {
-		path := l.Addr().String()
-		unlock, err := lock(path, time.Second)
-		if err != nil {
-			return
-		}
-		defer unlock()
-		if there, err := os.Lstat(path); err == nil && os.SameFile(there, l.socket) {
-			os.Remove(path)
+		done := make(chan struct{})
+		go func() {
+			l.remove()
+			close(done)
+		}()
+		select {
+		case <-done:
+		case <-time.After(time.Second):
 		}
 	})
 	return l.UnixListener.Close()
 }
 
+func (l *listener) remove() {
+	path := l.Addr().String()
+	unlock, err := lock(path, time.Second)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if there, err := os.Lstat(path); err == nil && os.SameFile(there, l.socket) {
+		os.Remove(path)
+	}
+}
+
 // lock keeps other servers from addr, so that none of them removes a socket that
-// is in use. It locks a file beside the socket, which nobody else can open, and
-// which the holder removes. One that a process which was killed has left behind
-// is locked by nobody, and taken over.
+// is in use. It locks a file beside the socket, which other users cannot open, and
+// unlock removes it. A file that a killed process has left behind is not locked, and
+// is taken over. A file of another user is fs.ErrPermission.
 func lock(addr string, most time.Duration) (unlock func(), err error) {
 	path := addr + ".lock"
 	for end := time.Now().Add(most); ; time.Sleep(time.Millisecond) {
@@ -273,13 +286,13 @@ func lock(addr string, most time.Duration) (unlock func(), err error) {
 		}
 		held, err := f.Stat()
 		if err == nil && (!held.Mode().IsRegular() || int(held.Sys().(*syscall.Stat_t).Uid) != os.Geteuid()) {
-			err = fmt.Errorf("%w: a file of somebody else", fs.ErrPermission)
+			err = fmt.Errorf("%w: it is not a file of this user", fs.ErrPermission)
 		}
 		if err == nil {
 			err = flock(f)
 		}
 		if err == nil {
-			// The one who had it before has perhaps removed it.
+			// The holder before may have removed it between the open and the lock.
 			if there, err := os.Lstat(path); err == nil && os.SameFile(there, held) {
 				return func() {
 					os.Remove(path)
