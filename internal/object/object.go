@@ -1,0 +1,285 @@
+// Package object is the contract between package shm and an operating system:
+// shared memory objects with names, and locks on them that the system releases
+// when the process that holds them ends.
+//
+// Package shm builds blocks on it and is the same on every system. An
+// implementation knows no more of a block than that its first [HeaderUsed] bytes
+// are a header; what follows, up to Limits.HeaderLength, is the implementation's own.
+// It calls nothing of package shm. [objecttest] has the tests that every
+// implementation must pass, and an implementation in ordinary memory: to add a
+// system, pass them and set [Current].
+//
+// # The life of an object
+//
+// [System.Create] makes an object that no other process can find, and Publish
+// gives it its name. Open never returns an object that Publish has not finished.
+// An object that is closed before that, by Close or by the end of the process,
+// leaves nothing behind that keeps its name from others.
+//
+// # Locks
+//
+// An object is published once and attached to many times; each attachment is an
+// [Object] of its own, in the same process or in others. The locks are between
+// these: a mutex, and a set of those that have joined, which is what it means to
+// be attached. When a process ends, however it ends, the system releases all
+// locks of its Objects, each at once.
+package object
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// Current is the System that package shm uses. It is set while packages are
+// initialized, and does not change after that.
+var Current System = Unsupported{}
+
+// SetDefault makes s the Current System, unless a test has set another.
+func SetDefault(s System) {
+	if Current == System(Unsupported{}) {
+		Current = s
+	}
+}
+
+// HeaderUsed is how many bytes at the front of an object package shm uses for the
+// header of a block.
+const HeaderUsed = 512
+
+// Errors that io/fs has no name for. Package shm exports them and says what they
+// mean to its callers.
+var (
+	ErrBusy       = errors.New("block is locked by another process")
+	ErrFault      = errors.New("memory fault")
+	ErrNoSpace    = errors.New("no space for shared memory")
+	ErrNotSegment = errors.New("not a block with a shm header")
+)
+
+// A RetryError is a condition that passes by itself. The caller closes the
+// object and starts again from the name.
+type RetryError struct{ Err error }
+
+func (e RetryError) Error() string { return e.Err.Error() }
+func (e RetryError) Unwrap() error { return e.Err }
+
+// A TooLargeError is ErrNoSpace for a size that does not fit whatever memory other
+// processes release.
+type TooLargeError struct{ Err error }
+
+func (e TooLargeError) Error() string { return e.Err.Error() }
+func (e TooLargeError) Unwrap() error { return e.Err }
+
+// A System makes and finds objects. Its methods are safe for concurrent use.
+//
+// Errors match, by [errors.Is], fs.ErrExist, fs.ErrNotExist, fs.ErrPermission,
+// errors.ErrUnsupported and the errors of this package, or are the system's own.
+type System interface {
+	Limits() Limits
+
+	// Create returns a new object of at least size bytes, all zero, that Publish
+	// will give its name. It is open for writing. Unless sparse, its memory is
+	// reserved where the system can do that. The error is fs.ErrExist where the
+	// system knows already that the name is taken.
+	Create(name string, size int64, opts Options) (Object, error)
+
+	// CreateAnonymous returns a new object of at least size bytes, all zero, that
+	// never has a name and whose size no process can change.
+	CreateAnonymous(size int64, sparse bool) (Object, error)
+
+	// CreateMemory returns a descriptor of size zero bytes of memory, open for
+	// writing, whose size no process can change, for another process to Adopt. None
+	// of it is reserved. The error is errors.ErrUnsupported unless Limits.SendsMemory.
+	CreateMemory(size int64) (fd uintptr, err error)
+
+	// MemorySize returns the size of the memory that fd is open on. fd can be
+	// anything, as in FromFD; the error is that it is not memory.
+	MemorySize(fd uintptr) (int64, error)
+
+	// DuplicateMemory returns another descriptor of the memory that fd is open on,
+	// for reading only if so asked and if Limits.Restricts.
+	DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error)
+
+	// Adopt is CreateAnonymous in memory that another process has created and sent
+	// as fd: size zero bytes, open for writing, whose size no process can change. The
+	// error is errors.ErrUnsupported where processes do not send memory.
+	Adopt(fd uintptr, size int64, sparse bool) (Object, error)
+
+	// Open returns the published object called name, whatever program made it. The
+	// error is fs.ErrNotExist or a RetryError before Publish, fs.ErrPermission if the process may not read it, or may not
+	// write to it if write is set, and ErrNotSegment for what is no object at all.
+	Open(name string, write bool) (Object, error)
+
+	// FromFD returns an Object of its own on the object that fd is open on, for
+	// writing if fd is. fd can be anything, from anybody: FromFD does nothing with
+	// it that could wait or have an effect, and returns ErrNotSegment for what is
+	// not an object.
+	FromFD(fd uintptr) (Object, error)
+
+	// UnlinkUnopened removes the name of an object that the process may not open,
+	// if it may do that.
+	UnlinkUnopened(name string) error
+
+	// List calls f with the name of each published object, in no order, until f
+	// returns false. Names that are no names of blocks may be among them.
+	List(f func(name string) bool) error
+
+	// Unmap ends a mapping that Map returned.
+	Unmap(mem []byte)
+
+	// Revoke gives back the memory of a mapping but keeps its addresses, where
+	// every access then faults, until Unmap.
+	Revoke(mem []byte) error
+
+	// Revocable returns how many bytes of address space Revoke may keep in all, 0
+	// where there is no Revoke.
+	Revocable() int64
+}
+
+// Limits are what differs between systems and never changes.
+type Limits struct {
+	MaxName      int  // bytes of the longest name
+	HeaderLength int  // bytes that the header of a new block takes: the page size, or more
+	NamesStay    bool // a name lasts as long as its object: no stale block is ever left behind
+	Files        bool // ReadAt, WriteAt and ReceiveFrom reach all of an object
+	SendsMemory  bool // a process can create memory for another one: CreateMemory, Adopt
+	Restricts    bool // memory can be handed out for reading only
+}
+
+// Options are for Create.
+type Options struct {
+	Perm       fs.FileMode // permission bits, whatever the umask
+	Sparse     bool        // memory is not reserved
+	Headerless bool        // the object is not to be a block with a header
+	Persistent bool        // it is to outlive its attachments
+}
+
+// An Object is one attachment's handle on a shared memory object. Its methods
+// are not safe for concurrent use, except those that its documentation names.
+type Object interface {
+	Locks
+
+	// Name returns the name that the object was created or opened by, or that the
+	// system found it to have in FromFD. It is empty if there is none.
+	Name() string
+
+	// Writable reports whether the object is open for writing.
+	Writable() bool
+
+	// Sealed reports whether the object is anonymous: it has no name, and no
+	// process can change its size.
+	Sealed() bool
+
+	// Stat returns ErrNotSegment for what is not an object: a file that a name or
+	// a descriptor leads to can be a device.
+	Stat() (Stat, error)
+
+	// Publish gives the object its name. The error is fs.ErrExist if it is taken.
+	Publish() error
+
+	// Linked reports whether the name leads to this object, now.
+	Linked() (bool, error)
+
+	// Unlink removes the name, which must lead to this object. The caller holds
+	// the mutex, so that no process that uses the contract changes that.
+	Unlink() error
+
+	// Descriptor returns a descriptor of the object that FromFD takes, here or in
+	// another process, open for reading only if so asked or if the object is. It is
+	// the caller's to close.
+	Descriptor(readOnly bool) (uintptr, error)
+
+	// Map maps the first length bytes, of which the first writable ones (a multiple
+	// of the page size, or all) can be written to. With populate all pages are
+	// mapped at once, as far as memory goes. It is called once. The mapping is
+	// independent of the Object: it ends by System.Unmap.
+	Map(length, writable int, populate bool) ([]byte, error)
+
+	// ReadAt and WriteAt move bytes past the mapping: where memory is missing they
+	// return an error, or fewer bytes, and raise no fault. They reach the header on
+	// every system, and all bytes if Limits.Files is set. They are safe for
+	// concurrent use.
+	ReadAt(p []byte, off int64) (int, error)
+	WriteAt(p []byte, off int64) (int, error)
+
+	// ReceiveFrom moves at most n bytes from the regular file that fd is open on to
+	// offset off. It returns 0 at the end of the file and where that cannot be done
+	// this way, and an error if fd is no regular file.
+	ReceiveFrom(fd uintptr, off int64, n int) (int, error)
+
+	// Punch gives back the memory of n bytes, which read as zero from then on.
+	Punch(off, n int64) error
+
+	// Close closes the Object. It does not end the mapping. The caller has called
+	// Leave: until a child process that another goroutine is starting has begun its
+	// own program, it has a copy of the descriptor and would go on holding locks.
+	Close()
+}
+
+// Locks are what the system vouches for: who is attached to an object.
+type Locks interface {
+	// Lockable returns errors.ErrUnsupported if the locks of this object are not
+	// to be relied on. It comes before all others, which are called for blocks with
+	// a header alone, and never for anonymous ones.
+	Lockable() error
+
+	// TryLock takes the mutex without waiting. The error is ErrBusy if another
+	// Object has it. An Object that is not writable cannot take it.
+	TryLock() error
+
+	// Unlock releases the mutex, if it is held. The goroutine that took it calls it.
+	Unlock()
+
+	// Join adds the Object to those that have joined, until Leave. The error is
+	// ErrBusy while another Object is alone. An Object that is not writable may
+	// join without the mutex; on some systems others do not see that it has.
+	Join() error
+
+	// Alone reports whether no other Object has joined. The caller holds the mutex.
+	// If it is true, no other Object joins until the caller calls Join or Leave.
+	Alone() (bool, error)
+
+	// Others returns whether other Objects have joined. It takes no lock that
+	// another Object would see.
+	Others() (Presence, error)
+
+	// Leave releases everything: the mutex, and what Join and Alone gave. It may be
+	// called at any time and more than once. An object that is not published loses
+	// its claim to its name.
+	Leave()
+}
+
+// Presence is what Others can see.
+type Presence int
+
+const (
+	Nobody   Presence = iota
+	Somebody          // at least one other Object has joined
+	Deciding          // another Object is finding out whether it is alone
+)
+
+// Stat is what the system knows of an object.
+type Stat struct {
+	Size    int64       // bytes, at least those asked for: some systems round up
+	Mode    fs.FileMode // permission bits
+	ModTime time.Time   // zero where the system keeps none
+	Owner   int         // user id, -1 where there is no such thing
+}
+
+// Unsupported is the System where there is none.
+type Unsupported struct{}
+
+func (Unsupported) Limits() Limits                                 { return Limits{MaxName: 255, HeaderLength: os.Getpagesize()} }
+func (Unsupported) Create(string, int64, Options) (Object, error)  { return nil, errors.ErrUnsupported }
+func (Unsupported) CreateAnonymous(int64, bool) (Object, error)    { return nil, errors.ErrUnsupported }
+func (Unsupported) CreateMemory(int64) (uintptr, error)            { return 0, errors.ErrUnsupported }
+func (Unsupported) MemorySize(uintptr) (int64, error)              { return 0, errors.ErrUnsupported }
+func (Unsupported) DuplicateMemory(uintptr, bool) (uintptr, error) { return 0, errors.ErrUnsupported }
+func (Unsupported) Adopt(uintptr, int64, bool) (Object, error)     { return nil, errors.ErrUnsupported }
+func (Unsupported) Open(string, bool) (Object, error)              { return nil, errors.ErrUnsupported }
+func (Unsupported) FromFD(uintptr) (Object, error)                 { return nil, errors.ErrUnsupported }
+func (Unsupported) UnlinkUnopened(string) error                    { return errors.ErrUnsupported }
+func (Unsupported) List(func(string) bool) error                   { return errors.ErrUnsupported }
+func (Unsupported) Revocable() int64                               { return 0 }
+func (Unsupported) Unmap([]byte)                                   {}
+func (Unsupported) Revoke([]byte) error                            { return errors.ErrUnsupported }

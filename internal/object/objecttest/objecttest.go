@@ -1,0 +1,449 @@
+// Package objecttest has the tests that every implementation of package object
+// must pass, and an implementation in ordinary memory that passes them.
+package objecttest
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/shmkit/shm/internal/object"
+)
+
+// Run tests that sys keeps the contract of package object, as far as one process
+// can see. What the system does when a process ends takes more than one, and is
+// what the tests of package shm that kill processes are about.
+func Run(t *testing.T, sys object.System) {
+	for name, test := range map[string]func(*testing.T, fixture){
+		"Birth":     testBirth,
+		"Taken":     testTaken,
+		"Memory":    testMemory,
+		"Mutex":     testMutex,
+		"Joined":    testJoined,
+		"Leave":     testLeave,
+		"Unlink":    testUnlink,
+		"List":      testList,
+		"Handed":    testHanded,
+		"Anonymous": testAnonymous,
+		"Errors":    testErrors,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, fixture{sys, t}) })
+	}
+}
+
+// size is that of most objects here: room for a header on every system.
+const size = 64 << 10
+
+type fixture struct {
+	object.System
+	t *testing.T
+}
+
+// name returns one that no object has, removed when the test ends.
+func (f fixture) name() string {
+	name := "object-" + strings.ToLower(rand.Text()[:16])
+	f.t.Cleanup(func() {
+		if o, err := f.Open(name, true); err == nil {
+			f.check(o.Unlink())
+			f.close(o)
+		}
+	})
+	return name
+}
+
+func (f fixture) check(err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Error(err)
+	}
+}
+
+func (f fixture) want(got bool, err error, want bool, what string) {
+	f.t.Helper()
+	if err != nil || got != want {
+		f.t.Errorf("%s: %v, %v, want %v", what, got, err, want)
+	}
+}
+
+func (f fixture) present(o object.Object, want object.Presence) {
+	f.t.Helper()
+	if got, err := o.Others(); err != nil || got != want {
+		f.t.Errorf("Others: %v, %v, want %v", got, err, want)
+	}
+}
+
+func (f fixture) fails(err, want error, what string) {
+	f.t.Helper()
+	if !errors.Is(err, want) {
+		f.t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// busy fails the test unless another Object has the mutex. It asks by a goroutine
+// of its own, because a mutex can be a thread's.
+func (f fixture) busy(o object.Object) {
+	f.t.Helper()
+	done := make(chan error)
+	go func() {
+		err := o.TryLock()
+		if err == nil {
+			o.Unlock()
+		}
+		done <- err
+	}()
+	f.fails(<-done, object.ErrBusy, "TryLock of what another has")
+}
+
+// ready returns o, which can be locked, until the test ends or close.
+func (f fixture) ready(o object.Object, err error) object.Object {
+	f.t.Helper()
+	if err == nil && !o.Sealed() {
+		err = o.Lockable()
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return o
+}
+
+func (f fixture) close(o object.Object) {
+	o.Leave()
+	o.Close()
+}
+
+// unpublished returns a new object that has joined, as the creator of a block has.
+func (f fixture) unpublished(name string) object.Object {
+	f.t.Helper()
+	o := f.ready(f.Create(name, size, object.Options{Perm: 0o600}))
+	f.check(o.Join())
+	return o
+}
+
+func (f fixture) create(name string) object.Object {
+	f.t.Helper()
+	o := f.unpublished(name)
+	f.check(o.Publish())
+	return o
+}
+
+func (f fixture) open(name string) object.Object {
+	f.t.Helper()
+	return f.ready(f.Open(name, true))
+}
+
+// handed returns o as another process has it that is sent a descriptor.
+func (f fixture) handed(o object.Object, readOnly bool) object.Object {
+	f.t.Helper()
+	fd, err := o.Descriptor(readOnly)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer os.NewFile(fd, "").Close()
+	return f.ready(f.FromFD(fd))
+}
+
+func (f fixture) mapped(o object.Object, length, writable int) []byte {
+	f.t.Helper()
+	mem, err := o.Map(length, writable, false)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { f.Unmap(mem) })
+	return mem
+}
+
+func (f fixture) listed(name string) (found bool) {
+	f.t.Helper()
+	err := f.List(func(n string) bool {
+		found = n == name
+		return !found
+	})
+	if !errors.Is(err, errors.ErrUnsupported) {
+		f.check(err)
+	}
+	return found
+}
+
+func testBirth(t *testing.T, f fixture) {
+	name := f.name()
+	o := f.unpublished(name)
+	_, err := f.Open(name, true)
+	if !errors.Is(err, fs.ErrNotExist) && !errors.As(err, new(object.RetryError)) {
+		t.Errorf("Open before Publish: %v", err)
+	}
+	f.close(o)
+	_, err = f.Open(name, true)
+	f.fails(err, fs.ErrNotExist, "Open of what was closed before Publish")
+
+	o = f.create(name)
+	defer f.close(o)
+	linked, err := o.Linked()
+	f.want(linked, err, true, "linked after Publish")
+	if o.Name() != name || !o.Writable() || o.Sealed() {
+		t.Errorf("created %q, writable %v, sealed %v", o.Name(), o.Writable(), o.Sealed())
+	}
+	for _, write := range []bool{false, true} {
+		p, err := f.Open(name, write)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Name() != name || p.Writable() != write || p.Sealed() {
+			t.Errorf("opened %q, writable %v, sealed %v", p.Name(), p.Writable(), p.Sealed())
+		}
+		st, err := p.Stat()
+		if err != nil || st.Size < size || st.Mode != 0o600 {
+			t.Errorf("%+v, %v", st, err)
+		}
+		f.close(p)
+	}
+}
+
+func testTaken(t *testing.T, f fixture) {
+	name := f.name()
+	first := f.create(name)
+	defer f.close(first)
+	second, err := f.Create(name, size, object.Options{Perm: 0o600})
+	if err == nil {
+		f.ready(second, nil)
+		f.check(second.Join())
+		err = second.Publish()
+		f.close(second)
+	}
+	f.fails(err, fs.ErrExist, "a name that is taken")
+	linked, err := first.Linked()
+	f.want(linked, err, true, "the first still linked")
+}
+
+func testMemory(t *testing.T, f fixture) {
+	name := f.name()
+	o := f.create(name)
+	mem := f.mapped(o, size, size)
+	head := f.Limits().HeaderLength
+	for i, b := range mem {
+		if b != 0 && (i < object.HeaderUsed || i >= head) {
+			t.Fatalf("byte %d is %d", i, b)
+		}
+	}
+	p := f.open(name)
+	there := f.mapped(p, size, head)
+	mem[size-1], mem[0], there[1] = 1, 2, 3
+	if there[size-1] != 1 || there[0] != 2 || mem[1] != 3 {
+		t.Error("two mappings, two memories")
+	}
+	if n, err := p.WriteAt([]byte{4, 5}, 100); n != 2 || err != nil || mem[100] != 4 || mem[101] != 5 {
+		t.Errorf("WriteAt: %d, %v, % x", n, err, mem[100:102])
+	}
+	got := make([]byte, 3)
+	if n, err := o.ReadAt(got, 99); n != 3 || err != nil || !bytes.Equal(got, []byte{0, 4, 5}) {
+		t.Errorf("ReadAt: %d, %v, % x", n, err, got)
+	}
+	if f.Limits().Files {
+		if n, _ := o.ReadAt(got, size-1); n != 1 {
+			t.Errorf("ReadAt at the end: %d bytes", n)
+		}
+	}
+	if err := o.Punch(int64(head), int64(head)); err == nil && !bytes.Equal(mem[head:2*head], make([]byte, head)) {
+		t.Error("punched, and not zero")
+	}
+	f.close(p)
+	f.close(o)
+	if mem[size-1] != 1 || there[size-1] != 1 {
+		t.Error("the memory went with the Object")
+	}
+}
+
+func testMutex(t *testing.T, f fixture) {
+	name := f.name()
+	a := f.create(name)
+	b := f.open(name)
+	defer f.close(a)
+	defer f.close(b)
+	f.check(a.TryLock())
+	f.busy(b)
+	b.Unlock()
+	f.busy(b)
+	a.Unlock()
+	a.Unlock()
+	f.check(b.TryLock())
+	f.busy(a)
+	b.Unlock()
+}
+
+func testJoined(t *testing.T, f fixture) {
+	name := f.name()
+	a := f.create(name)
+	b := f.open(name)
+	defer f.close(a)
+	defer f.close(b)
+	f.present(a, object.Nobody)
+	f.present(b, object.Somebody)
+
+	// Two have joined, and neither is alone.
+	f.check(b.TryLock())
+	alone, err := b.Alone()
+	f.want(alone, err, false, "alone beside one that has joined")
+	f.check(b.Join())
+	b.Unlock()
+	f.present(a, object.Somebody)
+	f.check(a.TryLock())
+	alone, err = a.Alone()
+	f.want(alone, err, false, "alone beside one that has joined")
+	a.Unlock()
+	f.present(b, object.Somebody)
+
+	// One is left, who is alone, and stays.
+	b.Leave()
+	f.present(a, object.Nobody)
+	f.check(a.TryLock())
+	alone, err = a.Alone()
+	f.want(alone, err, true, "alone when the other has left")
+	f.busy(b)
+	if got, err := b.Others(); err != nil || got == object.Nobody {
+		t.Errorf("Others beside one that is alone: %v, %v", got, err)
+	}
+	f.check(a.Join())
+	a.Unlock()
+	f.present(b, object.Somebody)
+}
+
+func testLeave(t *testing.T, f fixture) {
+	name := f.name()
+	a := f.create(name)
+	b := f.open(name)
+	defer f.close(a)
+	defer f.close(b)
+	f.check(a.TryLock())
+	alone, err := a.Alone()
+	f.want(alone, err, true, "alone")
+	a.Leave()
+	a.Leave()
+	f.present(b, object.Nobody)
+	f.check(b.TryLock())
+	alone, err = b.Alone()
+	f.want(alone, err, true, "alone after Leave")
+	b.Leave()
+	f.present(a, object.Nobody)
+	f.check(a.TryLock())
+	f.check(a.Join())
+	a.Unlock()
+	f.present(b, object.Somebody)
+}
+
+func testUnlink(t *testing.T, f fixture) {
+	name := f.name()
+	old := f.create(name)
+	defer f.close(old)
+	mem := f.mapped(old, size, size)
+	mem[0] = 1
+	f.check(old.TryLock())
+	f.check(old.Unlink())
+	old.Unlock()
+	linked, err := old.Linked()
+	f.want(linked, err, false, "linked after Unlink")
+	_, err = f.Open(name, true)
+	f.fails(err, fs.ErrNotExist, "Open after Unlink")
+	if f.listed(name) && !f.Limits().NamesStay {
+		t.Error("listed after Unlink")
+	}
+
+	next := f.create(name)
+	defer f.close(next)
+	linked, err = old.Linked()
+	f.want(linked, err, false, "the old one linked when there is a new one")
+	linked, err = next.Linked()
+	f.want(linked, err, true, "the new one linked")
+	if f.mapped(next, size, size)[0] != 0 || mem[0] != 1 {
+		t.Error("the two share memory")
+	}
+	f.present(next, object.Nobody)
+	there := f.open(name)
+	defer f.close(there)
+	b := make([]byte, 1)
+	if n, err := there.ReadAt(b, 0); n != 1 || err != nil || b[0] != 0 {
+		t.Errorf("Open found %d, %v, % x", n, err, b)
+	}
+}
+
+func testList(t *testing.T, f fixture) {
+	name := f.name()
+	o := f.unpublished(name)
+	defer f.close(o)
+	if err := f.List(func(string) bool { return true }); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	f.check(o.Publish())
+	if !f.listed(name) {
+		t.Error("not listed")
+	}
+	calls := 0
+	f.check(f.List(func(string) bool { calls++; return false }))
+	if calls != 1 {
+		t.Errorf("%d names after the one that was enough", calls)
+	}
+}
+
+func testHanded(t *testing.T, f fixture) {
+	name := f.name()
+	o := f.create(name)
+	defer f.close(o)
+	mem := f.mapped(o, size, size)
+	for _, readOnly := range []bool{false, true} {
+		p := f.handed(o, readOnly)
+		if p.Writable() == readOnly || p.Sealed() {
+			t.Errorf("writable %v, sealed %v", p.Writable(), p.Sealed())
+		}
+		if p.Name() != name && !readOnly {
+			t.Errorf("its name is %q", p.Name())
+		}
+		mem[0]++
+		b := make([]byte, 1)
+		if n, err := p.ReadAt(b, 0); n != 1 || err != nil || b[0] != mem[0] {
+			t.Errorf("%d, %v, % x", n, err, b)
+		}
+		if !readOnly { // locks of its own
+			f.check(o.TryLock())
+			f.busy(p)
+			o.Unlock()
+			f.present(p, object.Somebody)
+		}
+		f.close(p)
+	}
+}
+
+func testAnonymous(t *testing.T, f fixture) {
+	o := f.ready(f.CreateAnonymous(size, false))
+	defer f.close(o)
+	if !o.Sealed() || !o.Writable() {
+		t.Errorf("sealed %v, writable %v", o.Sealed(), o.Writable())
+	}
+	mem := f.mapped(o, size, size)
+	p := f.handed(o, false)
+	defer f.close(p)
+	if !p.Sealed() || !p.Writable() || p.Name() != "" {
+		t.Errorf("sealed %v, writable %v, called %q", p.Sealed(), p.Writable(), p.Name())
+	}
+	f.mapped(p, size, size)[size-1] = 1
+	if mem[size-1] != 1 {
+		t.Error("two memories")
+	}
+}
+
+func testErrors(t *testing.T, f fixture) {
+	name := f.name()
+	for _, write := range []bool{false, true} {
+		_, err := f.Open(name, write)
+		f.fails(err, fs.ErrNotExist, "Open")
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	_, err = f.FromFD(r.Fd())
+	f.fails(err, object.ErrNotSegment, "FromFD of a pipe")
+}
