@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+
+	"github.com/shmkit/shm/internal/object"
 )
 
 // Errors that io/fs has no name for. All errors of this package but a bare
@@ -22,14 +24,14 @@ var (
 
 	// ErrNoSpace is memory that could not be had: the shared-memory file system
 	// is full, or a limit of the process or the machine is reached.
-	ErrNoSpace = errors.New("no space for shared memory")
+	ErrNoSpace = object.ErrNoSpace
 
 	// ErrCorrupt is a block with a header that cannot be true.
 	ErrCorrupt = errors.New("damaged block header")
 
 	// ErrNotSegment is something without our header: a block of another program
 	// (see Headerless), or no block at all.
-	ErrNotSegment = errors.New("not a block with a shm header")
+	ErrNotSegment = object.ErrNotSegment
 
 	// ErrVersion is a block with a header of another version of this package.
 	ErrVersion = errors.New("unknown version of block header")
@@ -41,12 +43,12 @@ var (
 	// ErrFault is an access to memory that is no longer there: another program
 	// has truncated the block, or (then it is ErrNoSpace as well) the memory for
 	// a page of a Sparse block could not be had.
-	ErrFault = errors.New("memory fault")
+	ErrFault = object.ErrFault
 
 	// ErrBusy is a block that a process keeps locked that was stopped in the
 	// middle of attaching or detaching, for longer than the two seconds that
 	// this package waits.
-	ErrBusy = errors.New("block is locked by another process")
+	ErrBusy = object.ErrBusy
 )
 
 // nameError is pathError for a name that the caller has given.

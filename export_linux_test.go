@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm
 
 // ParseMeminfo returns how much memory the content of /proc/meminfo says there is.

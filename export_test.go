@@ -2,17 +2,17 @@ package shm
 
 import (
 	"io"
-	"runtime"
 	"testing"
 	"time"
+
+	"github.com/shmkit/shm/internal/object"
 )
 
-const (
-	MaxName   = maxName
-	BornNamed = bornNamed
-	NamesStay = namesStay
-	Files     = runtime.GOOS == "linux" && !bornNamed // blocks are files in /dev/shm
-)
+// What the System in use does; see [object.Limits].
+func MaxName() int    { return object.Current.Limits().MaxName }
+func NamesStay() bool { return object.Current.Limits().NamesStay }
+func Files() bool     { return object.Current.Limits().Files } // blocks are files in /dev/shm
+func BornNamed() bool { return !Files() }                      // an object has its name before Publish
 
 // Straight reports whether bytes from or to v go straight to the mapping.
 func Straight(v any) bool { return rawConn(v) != nil }
@@ -43,16 +43,16 @@ func SetPatience(t testing.TB, d time.Duration) {
 // Patience is SetPatience for the rest of the process: that of a child.
 func Patience(d time.Duration) { patience = d }
 
-// WaitMutex takes the mutex lane through seg as HoldMutex does, and calls tried
+// WaitMutex takes the mutex through seg as HoldMutex does, and calls tried
 // before each try.
 func WaitMutex(seg *Segment, tried func()) error {
 	return patiently(func() error {
 		tried()
-		return soon(seg.h.obj.lock(laneMutex, alone))
+		return soon(seg.h.obj.TryLock())
 	})
 }
 
-// HoldMutex takes the mutex lane through seg, as a call of it in progress would,
+// HoldMutex takes the mutex through seg, as a call of it in progress would,
 // until the function returned is called.
 func HoldMutex(t testing.TB, seg *Segment) (release func()) {
 	t.Helper()
@@ -64,7 +64,7 @@ func HoldMutex(t testing.TB, seg *Segment) (release func()) {
 
 // Revocable returns how much address space Close keeps from use for slices from
 // Bytes, and as much again for short copies in progress.
-func Revocable() int64 { return revocable() }
+func Revocable() int64 { return object.Current.Revocable() }
 
 // HoldOffset calls f while the offset of seg is held, as by a Read in progress.
 func HoldOffset(seg *Segment, f func()) {

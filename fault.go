@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
 )
 
@@ -61,7 +62,7 @@ func (a *attachment) try(f func() error) (at int, err error) {
 
 // hollow reports whether the block can have pages without memory. To read one
 // through the mapping allocates it, so such a block is read by system calls.
-func (a *attachment) hollow() bool { return hasFile && a.layout.sparse() }
+func (a *attachment) hollow() bool { return object.Current.Limits().Files && a.layout.sparse() }
 
 // readAround reads by system calls, which return an error where the mapping would
 // fault: they end where the object ends, and find zeros, for which they take no
@@ -69,7 +70,7 @@ func (a *attachment) hollow() bool { return hasFile && a.layout.sparse() }
 func (a *attachment) readAround(p []byte, off int64) (n int, err error) {
 	start := int64(a.layout.headerSize) + off
 	for n < len(p) {
-		got, err := a.obj.readAt(p[n:], start+int64(n))
+		got, err := a.obj.ReadAt(raw.Unkept(p[n:]), start+int64(n))
 		if got <= 0 || err != nil {
 			return n, a.faultReason(start + int64(n))
 		}
@@ -82,13 +83,13 @@ func (a *attachment) readAround(p []byte, off int64) (n int, err error) {
 // as it is.
 func (a *attachment) writeAround(p []byte, off int64) (n int, err error) {
 	start := int64(a.layout.headerSize) + off
-	info, err := a.obj.stat()
+	info, err := a.obj.Stat()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrFault, err)
 	}
-	fits := int(min(max(info.size-start, 0), int64(len(p))))
+	fits := int(min(max(info.Size-start, 0), int64(len(p))))
 	for n < fits {
-		put, err := a.obj.writeAt(p[n:fits], start+int64(n))
+		put, err := a.obj.WriteAt(raw.Unkept(p[n:fits]), start+int64(n))
 		if put <= 0 || err != nil {
 			return n, a.faultReason(start + int64(n))
 		}
@@ -102,9 +103,9 @@ func (a *attachment) writeAround(p []byte, off int64) (n int, err error) {
 
 // faultReason says why the byte at offset at of the object could not be had.
 func (a *attachment) faultReason(at int64) error {
-	info, err := a.obj.stat()
+	info, err := a.obj.Stat()
 	switch {
-	case err != nil || info.size <= at:
+	case err != nil || info.Size <= at:
 		return fmt.Errorf("%w: the block has been truncated", ErrFault)
 	case a.raw || a.layout.sparse():
 		return fmt.Errorf("%w: %w", ErrFault, ErrNoSpace)

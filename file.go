@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"github.com/shmkit/shm/internal/memsource"
+	"github.com/shmkit/shm/internal/object"
 )
 
 // Anonymous creates a block without a name, with a Cap and Size of size bytes,
@@ -70,8 +73,11 @@ func (s *Segment) File() (*os.File, error) {
 		return nil, err
 	}
 	defer h.leave(token)
-	f, err := h.obj.file(h.name, h.readOnly)
-	return f, pathError("file", h.name, err)
+	fd, err := h.obj.Descriptor(h.readOnly)
+	if err != nil {
+		return nil, pathError("file", h.name, err)
+	}
+	return os.NewFile(fd, h.name), nil
 }
 
 // FromFile attaches to the block that f is open on. It uses a descriptor of its
@@ -117,17 +123,15 @@ func fromFile(f *os.File, opts []Option) (a *attachment, err error) {
 }
 
 func fromFileOnce(f *os.File, c config) (*attachment, error) {
-	o, err := handedObject(f)
+	o, err := handedObject(f, object.Current.FromFD)
 	if err != nil {
 		return nil, soon(err)
 	}
 	a := &attachment{obj: o, handed: true, raw: c.has(optHeaderless), readOnly: c.has(optReadOnly)}
-	if !o.writable && !a.readOnly {
+	if !o.Writable() && !a.readOnly {
 		err = fmt.Errorf("%w: file is open for reading only", fs.ErrPermission)
 	} else {
-		if !o.isSealed() {
-			a.name = o.findName()
-		}
+		a.name = o.Name()
 		err = a.join(c)
 	}
 	if err != nil {
@@ -140,12 +144,25 @@ func fromFileOnce(f *os.File, c config) (*attachment, error) {
 	return a, nil
 }
 
-func handedObject(f *os.File) (o *object, err error) {
+// adopt creates an anonymous object in memory from s.
+func adopt(s *memsource.Source, size int64, sparse bool) (object.Object, error) {
+	f, err := s.Create(size)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return handedObject(f, func(fd uintptr) (object.Object, error) {
+		return object.Current.Adopt(fd, size, sparse)
+	})
+}
+
+// handedObject calls open with the descriptor of f.
+func handedObject(f *os.File, open func(fd uintptr) (object.Object, error)) (o object.Object, err error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	controlErr := conn.Control(func(fd uintptr) { o, err = fromFD(fd) })
+	controlErr := conn.Control(func(fd uintptr) { o, err = open(fd) })
 	if controlErr != nil { // f is closed
 		return nil, fs.ErrClosed
 	}
@@ -159,7 +176,7 @@ var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not a
 // anonymous block is left, the kernel frees what nobody has open: so it needs
 // no locks, and nobody who has a file of it can keep others from attaching.
 func (a *attachment) attachAnonymous() error {
-	if !a.obj.writable {
+	if !a.obj.Writable() {
 		return nil
 	}
 	a.counted = true

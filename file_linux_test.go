@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -35,6 +33,7 @@ func allMemory(t *testing.T) int64 {
 
 // More memory than there is must be refused before the OOM killer comes.
 func TestAnonymousTooLarge(t *testing.T) {
+	onTmpfs(t)
 	all := allMemory(t)
 	// The kernel itself and this test use some, and nobody gives it back.
 	mustFail(t, second(shm.Anonymous(all-1<<20)), "", shm.ErrNoSpace)
@@ -46,6 +45,7 @@ func TestAnonymousTooLarge(t *testing.T) {
 
 // Whoever has the file cannot take the memory away under those attached.
 func TestAnonymousSealed(t *testing.T) {
+	onTmpfs(t)
 	seg := anonymous(t, 100<<10)
 	f := file(t, seg)
 	for _, size := range []int64{0, 4096, 1 << 30} {
@@ -67,6 +67,7 @@ func TestAnonymousSealed(t *testing.T) {
 // Locks held on the file by somebody who means harm keep nobody from attaching
 // to an anonymous block or from leaving it.
 func TestAnonymousUnlocked(t *testing.T) {
+	onTmpfs(t)
 	seg := anonymous(t, 100)
 	f := file(t, seg)
 	own, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
@@ -86,6 +87,7 @@ func TestAnonymousUnlocked(t *testing.T) {
 
 // A lease of a peer's is no reason to wait, for a file that has to be opened anew.
 func TestFileLease(t *testing.T) {
+	onTmpfs(t)
 	seg := anonymous(t, 100)
 	f := file(t, seg)
 	reader := take(t, f, shm.ReadOnly())
@@ -103,6 +105,7 @@ func TestFileLease(t *testing.T) {
 
 // What a peer does to a description that all share moves no byte.
 func TestAnonymousDescription(t *testing.T) {
+	onTmpfs(t)
 	const size = 1 << 20
 	seg := anonymous(t, size)
 	f := file(t, seg)
@@ -162,6 +165,7 @@ func anonymousImage(t testing.TB, size int64) []byte {
 
 // Memory of another program can have anything in it.
 func TestFromFileHostileMemory(t *testing.T) {
+	onTmpfs(t)
 	const fixed = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 	anon, named := anonymousImage(t, 10000), image(t, 10000)
 	change := func(b []byte, at int, v byte) []byte {
@@ -211,12 +215,14 @@ func TestFromFileHostileMemory(t *testing.T) {
 
 // A block under a name that says it is anonymous is none.
 func TestAnonymousWithName(t *testing.T) {
+	onTmpfs(t)
 	name := plant(t, anonymousImage(t, 100))
 	mustFail(t, tryOpen(name), name, shm.ErrCorrupt)
 	mustFail(t, tryOpen(name, shm.ReadOnly()), name, shm.ErrCorrupt)
 }
 
 func TestFileWithoutProc(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "") {
 		return
 	}
@@ -231,6 +237,7 @@ func TestFileWithoutProc(t *testing.T) {
 
 // As other programs pass memory on: C does, and Wayland.
 func TestFromFileHeaderlessMemory(t *testing.T) {
+	onTmpfs(t)
 	memory := memory(t, []byte("raw"), 0)
 	if got := content(t, take(t, memory, shm.Headerless())); string(got) != "raw" {
 		t.Errorf("holds %q", got)

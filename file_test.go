@@ -71,7 +71,7 @@ func TestAnonymous(t *testing.T) {
 			t.Fatal(err)
 		}
 		mode := fs.FileMode(0) // for nobody to open it
-		if shm.Files {
+		if shm.Files() {
 			mode = 0o644
 		}
 		if i := info.Sys().(*shm.Info); i.Linked || i.Persistent || i.Mode != mode || i.Dead() {
@@ -248,7 +248,7 @@ func TestFromFileReadOnly(t *testing.T) {
 		}
 		mustFail(t, second(reader.Write([]byte("x"))), reader.Name(), shm.ErrReadOnly)
 		mustFail(t, reader.View(func(b []byte) error { b[0]++; return nil }), reader.Name(), shm.ErrFault)
-		if reader.Name() == "" && !shm.Files { // only a name gives another kind of access
+		if reader.Name() == "" && !shm.Files() { // only a name gives another kind of access
 			mustFail(t, second(reader.File()), "", errors.ErrUnsupported)
 			continue
 		}
@@ -282,7 +282,7 @@ func TestFromFileHeaderless(t *testing.T) {
 	if got := content(t, peer); string(got[:3]) != "raw" {
 		t.Errorf("holds %q", got)
 	}
-	if shm.Files && peer.Name() != seg.Name() || !shm.Files && peer.Name() != "" { // it is nowhere to be found
+	if shm.Files() && peer.Name() != seg.Name() || !shm.Files() && peer.Name() != "" { // it is nowhere to be found
 		t.Errorf("called %q, not %q", peer.Name(), seg.Name())
 	}
 	reader := take(t, file(t, attach(t, seg.Name(), shm.Headerless(), shm.ReadOnly())), shm.Headerless(), shm.ReadOnly())
@@ -309,7 +309,7 @@ func TestFileToStranger(t *testing.T) {
 	a.must("closed", "close")
 
 	private := newHeir(t, file(t, block(t, 1<<16)), true)
-	if !shm.Files { // a descriptor of any block is all that is needed
+	if !shm.Files() { // a descriptor of any block is all that is needed
 		private.attach("take")
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/shmkit/shm/internal/leaks"
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
 )
 
@@ -91,7 +92,7 @@ func (a *attachment) decideQuick() {
 		return
 	}
 	pass, n := uint32(passQuick), keeps(a.mem)
-	if kept.Add(n) > revocable() || raw.Race || a.hollow() {
+	if kept.Add(n) > object.Current.Revocable() || raw.Race || a.hollow() {
 		pass = passGate
 	}
 	if !a.pass.CompareAndSwap(passUndecided, pass) || pass == passGate {
@@ -112,12 +113,12 @@ var retired struct {
 // retire gives back the memory of a mapping and keeps its addresses, until so
 // many have been retired after it that they come to more than revocable.
 func retire(mem []byte) {
-	limit := revocable()
+	limit := object.Current.Revocable()
 	if keeps(mem) > limit {
-		munmap(mem)
+		object.Current.Unmap(mem)
 		return
 	}
-	revoke(mem) // or else the memory stays as long as the addresses
+	object.Current.Revoke(mem) // or else the memory stays as long as the addresses
 	retired.Lock()
 	defer retired.Unlock()
 	retired.mem = append(retired.mem, mem)
@@ -126,7 +127,7 @@ func retire(mem []byte) {
 		oldest := retired.mem[0]
 		retired.mem = retired.mem[1:]
 		retired.size -= keeps(oldest)
-		munmap(oldest)
+		object.Current.Unmap(oldest)
 	}
 }
 
@@ -170,7 +171,7 @@ func (a *attachment) release() {
 	if a.lent.Load() {
 		retire(a.mem)
 	} else {
-		munmap(a.mem)
+		object.Current.Unmap(a.mem)
 	}
 	kept.Add(-keeps(a.mem))
 }

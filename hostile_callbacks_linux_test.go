@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -67,6 +65,7 @@ func mustKeepNothing(t testing.TB, kept func() []string) {
 // TestCallbacks has functions, Readers and Writers of the program's own do what
 // they can to keep a Segment from being closed, or from being used further.
 func TestCallbacks(t *testing.T) {
+	onTmpfs(t)
 	page := os.Getpagesize()
 	failure := errors.New("mine")
 	for what, tt := range map[string]struct {
@@ -172,6 +171,7 @@ func TestCallbacks(t *testing.T) {
 
 // TestFailureKeepsNothing has everything fail that takes a name.
 func TestFailureKeepsNothing(t *testing.T) {
+	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}
@@ -222,6 +222,7 @@ func plantAgain(t *testing.T, name string, content []byte) {
 // one holds the mutex lane through it. For the kernel they are one, so it would
 // let both in; the Segment must not.
 func TestOneHolder(t *testing.T) {
+	onTmpfs(t)
 	seg := block(t, 100)
 	release := shm.HoldMutex(t, seg)
 	done := make(chan error, 1)
@@ -247,6 +248,7 @@ func TestOneHolder(t *testing.T) {
 // What is left is marked, so that who has opened it, but not yet attached, does
 // not take it for alive.
 func TestDeadMark(t *testing.T) {
+	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}
@@ -265,6 +267,7 @@ func TestDeadMark(t *testing.T) {
 // TestBlockingDescriptors streams from and to descriptors that the other side
 // keeps waiting in the kernel. Close must get the memory back all the same.
 func TestBlockingDescriptors(t *testing.T) {
+	onTmpfs(t)
 	t.Run("ReadFrom", func(t *testing.T) {
 		for range rounds(200) {
 			seg := block(t, 100)
@@ -329,6 +332,7 @@ func TestBlockingDescriptors(t *testing.T) {
 // TestWritesNothing streams to a descriptor of which write(2) says that it has
 // taken no byte and that all is well, as a device driver can.
 func TestWritesNothing(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}

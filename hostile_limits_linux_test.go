@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -117,6 +115,7 @@ func plantDead(t testing.TB, n int, capacity int64) (names []string) {
 }
 
 func TestFull(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
@@ -157,6 +156,7 @@ func TestFull(t *testing.T) {
 // TestNoRoomForTwo has a block take so much memory that there is none for
 // another: to whoever wants to create it again it is there, not out of space.
 func TestNoRoomForTwo(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=8m") {
 		return
 	}
@@ -204,6 +204,7 @@ func TestNoRoomForTwo(t *testing.T) {
 
 // TestFullOfDead has blocks of killed processes fill the file system.
 func TestFullOfDead(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
@@ -224,6 +225,7 @@ func TestFullOfDead(t *testing.T) {
 
 // TestNoInodes has no inode left for one more file.
 func TestNoInodes(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m,nr_inodes=4") {
 		return
 	}
@@ -241,6 +243,7 @@ func TestNoInodes(t *testing.T) {
 
 // TestSparseOnFull touches pages that are not to be had.
 func TestSparseOnFull(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
@@ -341,6 +344,7 @@ func TestSparseOnFull(t *testing.T) {
 
 // TestWithoutShm has no /dev/shm.
 func TestWithoutShm(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "") {
 		return
 	}
@@ -367,6 +371,7 @@ func TestWithoutShm(t *testing.T) {
 
 // TestForbiddenShm has a /dev/shm that is closed to other users.
 func TestForbiddenShm(t *testing.T) {
+	onTmpfs(t)
 	if os.Getenv("SHM_FORBIDDEN") == "" {
 		mustRoot(t, "start processes of another user")
 		if privately(t, "tmpfs", "mode=0700") {
@@ -392,6 +397,7 @@ func TestForbiddenShm(t *testing.T) {
 
 // TestNotTmpfs has another file system at /dev/shm.
 func TestNotTmpfs(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "ramfs", "") {
 		return
 	}
@@ -444,6 +450,7 @@ func notTmpfs(t *testing.T, headerless error) {
 
 // TestNoDevices has a device in place of a block where devices do not work.
 func TestNoDevices(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "") {
 		return
 	}
@@ -461,6 +468,7 @@ func TestNoDevices(t *testing.T) {
 
 // TestReadOnlyShm has a /dev/shm that is mounted read-only.
 func TestReadOnlyShm(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "") {
 		return
 	}
@@ -494,6 +502,7 @@ func TestReadOnlyShm(t *testing.T) {
 // TestWithoutProc has no /proc, which only kernels before 6.10 need to give a
 // new block its name.
 func TestWithoutProc(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "") {
 		return
 	}
@@ -533,6 +542,7 @@ func limit(t *testing.T, what int, n uint64) (restore func()) {
 
 // TestNoDescriptors has no file descriptor left.
 func TestNoDescriptors(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -556,6 +566,7 @@ func TestNoDescriptors(t *testing.T) {
 // TestOneDescriptor has enough descriptors to read the directory but not to
 // look at a block: then nobody must be told that there are none.
 func TestOneDescriptor(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -580,6 +591,7 @@ func TestOneDescriptor(t *testing.T) {
 // not begin to take more memory than there is. (If it did, a limit of the size of
 // files would end that here.)
 func TestAnonymousLastDescriptor(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -605,6 +617,7 @@ func TestAnonymousLastDescriptor(t *testing.T) {
 
 // TestNoAddressSpace has hardly any address space left.
 func TestNoAddressSpace(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -631,6 +644,7 @@ func TestNoAddressSpace(t *testing.T) {
 // TestClosedAddressSpace has address space for one mapping of the block, and no
 // garbage collector that would come by.
 func TestClosedAddressSpace(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -657,6 +671,7 @@ func TestClosedAddressSpace(t *testing.T) {
 
 // TestManyClosed keeps more closed Segments than Close keeps addresses of.
 func TestManyClosed(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -698,6 +713,7 @@ func TestManyClosed(t *testing.T) {
 // TestFileSizeLimit has files limited to less than a block. The signal that
 // comes with it is nothing to a Go program.
 func TestFileSizeLimit(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -746,6 +762,7 @@ func TestFileSizeLimit(t *testing.T) {
 // TestSignals sends signals to all threads all the time, which interrupt every
 // system call that can be; fallocate(2) is one of them on older kernels.
 func TestSignals(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -827,6 +844,7 @@ var lockProgram = proctest.Register("lock", func(p *proctest.Parent) error {
 // one of the same user, as if it had been stopped, and by one of another user
 // that may only read the block.
 func TestLaneHeld(t *testing.T) {
+	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}
@@ -919,6 +937,7 @@ func TestLaneHeld(t *testing.T) {
 // TestTwoNamespaces has processes attached that do not see each other: their
 // process ids mean nothing to one another.
 func TestTwoNamespaces(t *testing.T) {
+	onTmpfs(t)
 	mustRoot(t, "make a namespace of process ids")
 	if !undisturbed(t) {
 		return

@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -138,6 +136,7 @@ func tryCreate(name string, size int64, opts ...shm.Option) error {
 
 // TestInPlaceOfABlock has something else under the name of a block.
 func TestInPlaceOfABlock(t *testing.T) {
+	onTmpfs(t)
 	// What each call returns; a reap never takes any of it away.
 	type answers struct{ create, open, raw, join, stat, unlink error }
 	never := answers{fs.ErrExist, shm.ErrNotSegment, shm.ErrNotSegment, shm.ErrNotSegment, shm.ErrNotSegment, shm.ErrNotSegment}
@@ -256,6 +255,7 @@ func TestInPlaceOfABlock(t *testing.T) {
 // TestRunningProgram has a program that is running in place of a block, which
 // nobody may open to write.
 func TestRunningProgram(t *testing.T) {
+	onTmpfs(t)
 	cat, err := os.ReadFile("/bin/cat")
 	if err != nil {
 		t.Skip(err)
@@ -285,6 +285,7 @@ func TestRunningProgram(t *testing.T) {
 
 // TestOthersFIFO has a FIFO that its owner may unlink and not open.
 func TestOthersFIFO(t *testing.T) {
+	onTmpfs(t)
 	if os.Getenv("SHM_APART") == "" {
 		mustRoot(t, "start processes of another user")
 	}
@@ -304,6 +305,7 @@ func TestOthersFIFO(t *testing.T) {
 
 // TestTwoNames has a hard link lead to a block that is in use.
 func TestTwoNames(t *testing.T) {
+	onTmpfs(t)
 	seg, other := block(t, 10), unique(t)
 	if err := os.Link(shmPath(seg.Name()), shmPath(other)); err != nil {
 		t.Fatal(err)
@@ -324,6 +326,7 @@ func TestTwoNames(t *testing.T) {
 
 // TestOthersBlock has a block that belongs to another user.
 func TestOthersBlock(t *testing.T) {
+	onTmpfs(t)
 	if os.Getenv("SHM_OTHERS") == "" {
 		mustRoot(t, "start processes of another user")
 	}
@@ -376,6 +379,7 @@ func TestOthersBlock(t *testing.T) {
 
 // TestOthersDeadBlock has one who may not unlink a block be the last to leave.
 func TestOthersDeadBlock(t *testing.T) {
+	onTmpfs(t)
 	mustRoot(t, "start processes of another user")
 	if !undisturbed(t) {
 		return
@@ -472,6 +476,7 @@ var extremes = []uint64{
 // TestHeaderFields has the fields of the header at their extremes, under a
 // checksum that is right, on a dead block and on one in use.
 func TestHeaderFields(t *testing.T) {
+	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}
@@ -563,6 +568,7 @@ func scribbled(t *testing.T, what string, b []byte) {
 
 // TestHeaderLength has a block of a huge capacity in a file that is as long.
 func TestHeaderLength(t *testing.T) {
+	onTmpfs(t)
 	for _, capacity := range []int64{1 << 47, 1 << 61, math.MaxInt64 - 65536} {
 		b := image(t, 10)
 		put(b, atCapacity, uint64(capacity))
@@ -585,6 +591,7 @@ func TestHeaderLength(t *testing.T) {
 
 // TestHeaderBits turns each bit of the checksummed part around.
 func TestHeaderBits(t *testing.T) {
+	onTmpfs(t)
 	b := image(t, 100)
 	for bit := range 8 * 64 {
 		b[bit/8] ^= 1 << (bit % 8)
@@ -609,6 +616,7 @@ func TestHeaderBits(t *testing.T) {
 
 // TestCutOff has every length that a dead block can be cut to.
 func TestCutOff(t *testing.T) {
+	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}
@@ -644,6 +652,7 @@ func TestCutOff(t *testing.T) {
 
 // TestWords has the words that change at their extremes.
 func TestWords(t *testing.T) {
+	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}
@@ -721,6 +730,7 @@ var scribbleProgram = proctest.Register("scribble", func(p *proctest.Parent) err
 // TestScribblers has other processes write over the header of a block while it
 // is being used in all ways.
 func TestScribblers(t *testing.T) {
+	onTmpfs(t)
 	shm.SetPatience(t, time.Millisecond)
 	seg := block(t, 10000)
 	name := seg.Name()
@@ -802,6 +812,7 @@ func (c cut) exact(off, n int64) (int64, error) {
 
 // TestCutWhileAttached cuts off the object under a Segment.
 func TestCutWhileAttached(t *testing.T) {
+	onTmpfs(t)
 	page := int64(os.Getpagesize())
 	capacity := 3*page + 100
 	full := noise(int(capacity))
@@ -1004,6 +1015,7 @@ func TestCutWhileAttached(t *testing.T) {
 // TestSelfCopy copies the memory of a block that has been cut off to the block
 // itself: the fault is then in what is copied from, or in both.
 func TestSelfCopy(t *testing.T) {
+	onTmpfs(t)
 	page := int64(os.Getpagesize())
 	for lo := page; lo <= 9*page; lo += page { // the pages of data that stay are 0 to 3
 		seg := block(t, 12*page)
@@ -1037,6 +1049,7 @@ func TestSelfCopy(t *testing.T) {
 // TestLongSelfCopy moves a part of a block over itself, into parts that have not
 // been written to before.
 func TestLongSelfCopy(t *testing.T) {
+	onTmpfs(t)
 	const to, n = 300_000, 400_000
 	seg, data := block(t, 1<<20), noise(to+n/2)
 	seg.WriteAt(data, 0)
@@ -1055,6 +1068,7 @@ func TestLongSelfCopy(t *testing.T) {
 // TestCutLong writes much to a block that has lost its end: what there is room
 // for is written, and the object does not grow again.
 func TestCutLong(t *testing.T) {
+	onTmpfs(t)
 	const left = 100_000
 	seg, data := block(t, 1<<20), noise(500_000)
 	head := os.Getpagesize()
@@ -1072,6 +1086,7 @@ func TestCutLong(t *testing.T) {
 
 // TestLease has somebody hold a lease on a block, for which an open has to wait.
 func TestLease(t *testing.T) {
+	onTmpfs(t)
 	name := plant(t, image(t, 100))
 	file, err := os.OpenFile(shmPath(name), os.O_RDWR, 0)
 	if err != nil {
@@ -1097,6 +1112,7 @@ func TestLease(t *testing.T) {
 
 // TestNoConnection streams from and to connections that are none.
 func TestNoConnection(t *testing.T) {
+	onTmpfs(t)
 	seg := block(t, 10)
 	var file *os.File
 	for _, c := range []io.ReadWriter{&net.UnixConn{}, &net.TCPConn{}, file} {
@@ -1138,6 +1154,7 @@ var shrinkProgram = proctest.Register("shrink", func(p *proctest.Parent) error {
 // TestCutWhileStreaming has another process cut the object off and extend it
 // again, all the time.
 func TestCutWhileStreaming(t *testing.T) {
+	onTmpfs(t)
 	shm.SetPatience(t, time.Millisecond)
 	const capacity = 1 << 20
 	seg := block(t, capacity)
@@ -1207,6 +1224,7 @@ func TestCutWhileStreaming(t *testing.T) {
 // TestCloseStorm has all methods, Close and Unlink called at once, from several
 // goroutines, with streams that stand still.
 func TestCloseStorm(t *testing.T) {
+	onTmpfs(t)
 	for range rounds(60) {
 		seg := block(t, 1<<18)
 		peer := attach(t, seg.Name())
@@ -1299,6 +1317,7 @@ func TestCloseStorm(t *testing.T) {
 // TestRevoked looks at what Close leaves of the mapping: no memory, and no room
 // for another mapping until the Segment is out of reach.
 func TestRevoked(t *testing.T) {
+	onTmpfs(t)
 	seg := block(t, 1<<20)
 	if !shm.Quick(seg) {
 		t.Skip("Close leaves nothing on this system")
@@ -1336,6 +1355,7 @@ func TestRevoked(t *testing.T) {
 
 // TestUmask has the umask take all bits away, or none.
 func TestUmask(t *testing.T) {
+	onTmpfs(t)
 	for _, mask := range []int{0, 0o777, 0o022} {
 		old := syscall.Umask(mask)
 		for _, perm := range []fs.FileMode{0o600, 0o640, 0o666, 0o777} {
@@ -1357,6 +1377,7 @@ func TestUmask(t *testing.T) {
 // TestUnlinkLocks has every kind of Segment respect the lane that whoever is
 // about to unlink holds: without it, Unlink could hit the name of a new block.
 func TestUnlinkLocks(t *testing.T) {
+	onTmpfs(t)
 	shm.SetPatience(t, time.Millisecond)
 	for what, opts := range map[string][]shm.Option{
 		"counted": nil, "read-only": {shm.ReadOnly()}, "raw": {shm.Headerless()}, "raw, read-only": {shm.Headerless(), shm.ReadOnly()},

@@ -8,6 +8,8 @@ import (
 	"math"
 	"strconv"
 	"time"
+
+	"github.com/shmkit/shm/internal/object"
 )
 
 // Info describes a block. What the header says of it is repeated as it is: of
@@ -92,40 +94,32 @@ func (i *Info) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// objectInfo is what the system knows of a backing object.
-type objectInfo struct {
-	size    int64
-	mode    fs.FileMode // permission bits
-	modTime time.Time
-	owner   int // user id, -1 where there is no such thing
-}
-
-func newInfo(name string, obj objectInfo, l layout) Info {
+func newInfo(name string, obj object.Stat, l layout) Info {
 	return Info{
 		Name:       name,
 		Cap:        l.capacity,
 		Linked:     true,
 		Persistent: l.persistent(),
 		Sparse:     l.sparse(),
-		Owner:      obj.owner,
-		Mode:       obj.mode,
-		ModTime:    obj.modTime,
+		Owner:      obj.Owner,
+		Mode:       obj.Mode,
+		ModTime:    obj.ModTime,
 		Created:    l.created,
 		Creator:    l.creator,
 		ID:         l.id,
 	}
 }
 
-func newRawInfo(name string, obj objectInfo) Info {
+func newRawInfo(name string, obj object.Stat) Info {
 	return Info{
 		Name:       name,
-		Size:       obj.size,
-		Cap:        obj.size,
+		Size:       obj.Size,
+		Cap:        obj.Size,
 		Linked:     true,
 		Headerless: true,
-		Owner:      obj.owner,
-		Mode:       obj.mode,
-		ModTime:    obj.modTime,
+		Owner:      obj.Owner,
+		Mode:       obj.Mode,
+		ModTime:    obj.ModTime,
 	}
 }
 
@@ -162,7 +156,7 @@ func (s *Segment) Stat() (fs.FileInfo, error) {
 }
 
 func (a *attachment) stat() (*Info, error) {
-	obj, err := a.obj.stat()
+	obj, err := a.obj.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +169,7 @@ func (a *attachment) stat() (*Info, error) {
 		}
 	}
 	if info.Linked = false; !a.layout.anonymous() {
-		info.Linked, err = a.obj.named(a.name)
+		info.Linked, err = a.obj.Linked()
 	}
 	return &info, err
 }
@@ -200,16 +194,16 @@ func inspect(name string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	o, err := openObject(name, false)
+	o, err := object.Current.Open(name, false)
 	if err != nil {
 		return Info{}, err
 	}
-	defer o.close()
-	obj, err := o.stat()
+	defer o.Close()
+	obj, err := o.Stat()
 	if err != nil {
 		return Info{}, err
 	}
-	l, h, err := readHeader(o, obj.size)
+	l, h, err := readHeader(o, obj.Size)
 	switch {
 	case err == ErrNotSegment:
 		return newRawInfo(name, obj), nil
@@ -218,8 +212,8 @@ func inspect(name string) (Info, error) {
 	}
 	info := newInfo(name, obj, l)
 	info.setWords(h)
-	held, err := o.holder(laneLife)
-	info.Attached = held != unheld
+	others, err := o.Others()
+	info.Attached = others != object.Nobody
 	return info, err
 }
 

@@ -11,9 +11,6 @@ import (
 // ignored are the blocks that tests of dropped Segments have dropped.
 var ignored []string
 
-// cleanUp runs when all tests are done.
-var cleanUp = func() {}
-
 func TestMain(m *testing.M) {
 	proctest.Main()
 	exitCode := m.Run()
@@ -22,6 +19,5 @@ func TestMain(m *testing.M) {
 		opts = append(opts, shmtest.IgnoreName(name))
 	}
 	exitCode = proctest.Verify(exitCode, opts...)
-	cleanUp()
 	os.Exit(exitCode)
 }

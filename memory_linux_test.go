@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -43,6 +41,7 @@ func inUse(t testing.TB, b []byte) bool {
 // TestBytesBudget closes Segments with slices until their addresses come to more
 // than Close keeps: those that were closed first are free again.
 func TestBytesBudget(t *testing.T) {
+	onTmpfs(t)
 	if !limited(t) {
 		return
 	}
@@ -190,6 +189,7 @@ var sparseReader = proctest.Register("sparse reader", func(p *proctest.Parent) e
 // TestSparseRead reads Sparse blocks that have pages which were never written:
 // reading takes no memory, and needs none.
 func TestSparseRead(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
@@ -233,6 +233,7 @@ func TestSparseRead(t *testing.T) {
 // TestSparseReadByStranger is TestSparseRead in a process of another user, which
 // may only read the block.
 func TestSparseReadByStranger(t *testing.T) {
+	onTmpfs(t)
 	mustRoot(t, "start processes of another user")
 	dir, err := os.MkdirTemp("", "shm")
 	if err != nil {
@@ -262,6 +263,7 @@ func TestSparseReadByStranger(t *testing.T) {
 // TestSparseTruncate takes memory by reading the slice of View, of pages that
 // were never written: Truncate gives it back.
 func TestSparseTruncate(t *testing.T) {
+	onTmpfs(t)
 	for _, seg := range []*shm.Segment{block(t, sparseSize, shm.Sparse()), anonymous(t, sparseSize, shm.Sparse())} {
 		reader := take(t, file(t, seg), shm.ReadOnly())
 		touch := func() {

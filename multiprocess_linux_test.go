@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -35,6 +33,7 @@ func startStranger(t *testing.T, program proctest.Program) agent {
 // TestUncounted has a process attached that may only read: it is not in the
 // count, but the kernel knows of it.
 func TestUncounted(t *testing.T) {
+	onTmpfs(t)
 	for _, killed := range []bool{false, true} {
 		name := unique(t)
 		a, stranger := newAgent(t), newStranger(t)
@@ -69,6 +68,7 @@ func TestUncounted(t *testing.T) {
 // TestStrangersLeave has processes of two users attached, and the one that may
 // not unlink leave last.
 func TestStrangersLeave(t *testing.T) {
+	onTmpfs(t)
 	name := unique(t)
 	a, b, c := newAgent(t), newStranger(t), newStranger(t)
 	id := a.attach("create %s public", name)
@@ -122,6 +122,7 @@ func startExec(t *testing.T) {
 // TestCloseWhileForking has the last one close while children that are just
 // being started have copies of its descriptor.
 func TestCloseWhileForking(t *testing.T) {
+	onTmpfs(t)
 	startExec(t)
 	name := unique(t)
 	peer := newAgent(t)
@@ -162,6 +163,7 @@ var forkerProgram = proctest.Register("forker", func(p *proctest.Parent) error {
 // reader's descriptor. The reader never holds the mutex lane, for which the
 // last one would wait: what it does not let go of looks like somebody attached.
 func TestUncountedForks(t *testing.T) {
+	onTmpfs(t)
 	reader := startStranger(t, forkerProgram)
 	name := unique(t)
 	for range rounds(1000) {

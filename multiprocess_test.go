@@ -531,7 +531,7 @@ func playRound(t *testing.T, p pool, name string, random *rand.Rand, kills *[4]i
 		seg.Close()
 	}
 	mustBeGone(t, name)
-	if shm.BornNamed { // the name of one killed while creating is still there for Create to find
+	if shm.BornNamed() { // the name of one killed while creating is still there for Create to find
 		if seg, err = shm.Create(name, 1); err != nil {
 			t.Errorf("Create when all are gone: %v", err)
 		}
@@ -736,7 +736,7 @@ func TestReapSparesOthers(t *testing.T) {
 	b.Kill()
 	d.attach("create %s headerless", bare)
 	t.Cleanup(func() { shm.Unlink(bare) })
-	if !shm.NamesStay { // or it would end with its creator
+	if !shm.NamesStay() { // or it would end with its creator
 		d.Kill()
 	}
 	names, err := shm.Reap()
@@ -779,7 +779,7 @@ func TestStreamAcross(t *testing.T) {
 
 // TestHeaderlessForStale has a stale block where a raw one is wanted.
 func TestHeaderlessForStale(t *testing.T) {
-	if shm.NamesStay {
+	if shm.NamesStay() {
 		t.Skip("no stale blocks on this system")
 	}
 	name := unique(t)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/shmkit/shm/internal/memsource"
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
 )
 
@@ -142,6 +143,15 @@ type config struct {
 }
 
 func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }
+
+func (c config) objectOptions() object.Options {
+	return object.Options{
+		Perm:       c.perm,
+		Sparse:     c.has(optSparse),
+		Headerless: c.has(optHeaderless),
+		Persistent: c.has(optPersistent),
+	}
+}
 
 // flags returns what the header of a new block says of the options.
 func (c config) flags() (flags uint32) {

@@ -1,19 +1,29 @@
 package shm
 
 import (
+	"errors"
+	"io"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/object"
+	"github.com/shmkit/shm/internal/posixshm"
 )
 
-// The system calls of posixshm.go. What is said of them there and here is what
-// xnu does (bsd/kern/posix_shm.c); platform_darwin_test.go has a test for each.
-const (
-	sysMaxName = 31 // PSHMNAMLEN of bsd/sys/posix_shm.h
+func init() { object.SetDefault(posixshm.New(darwin{})) }
 
-	pidBits = 17 // process ids end at 99999: PID_MAX of bsd/sys/proc_internal.h
-)
+// darwin implements [posixshm.Kernel]. What is said of the system calls there and
+// here is what xnu does (bsd/kern/posix_shm.c); the tests of package posixshm have
+// one for each.
+type darwin struct{}
+
+func (darwin) MaxName() int { return 31 } // PSHMNAMLEN of bsd/sys/posix_shm.h
+func (darwin) PIDBits() int { return 17 } // process ids end at 99999: PID_MAX of bsd/sys/proc_internal.h
+func (darwin) Step(string)  {}
+
+var errNoObject = errors.New("not a shared memory object")
 
 // shm_open and shm_unlink are called in libSystem, as golang.org/x/sys/unix
 // calls what it has; it has not got these. The trampolines are in
@@ -30,9 +40,7 @@ var (
 //go:linkname syscall_syscall syscall.syscall
 func syscall_syscall(fn, a1, a2, a3 uintptr) (r1, r2 uintptr, err syscall.Errno)
 
-// sysShmOpen is shm_open(2). The mode is not subject to the umask, and the
-// sticky bit of it is kept; the descriptor is closed on exec.
-func sysShmOpen(name string, flags int, mode uint32) (fd int, err error) {
+func (darwin) ShmOpen(name string, flags int, mode uint32) (fd int, err error) {
 	p, err := unix.BytePtrFromString(name)
 	if err != nil {
 		return -1, err
@@ -47,8 +55,7 @@ func sysShmOpen(name string, flags int, mode uint32) (fd int, err error) {
 	return int(r), nil
 }
 
-// sysShmUnlink is shm_unlink(2).
-func sysShmUnlink(name string) error {
+func (darwin) ShmUnlink(name string) error {
 	p, err := unix.BytePtrFromString(name)
 	if err != nil {
 		return err
@@ -59,16 +66,15 @@ func sysShmUnlink(name string) error {
 	return nil
 }
 
-// sysFtruncate is ftruncate(2): EINVAL if the object has a size.
-func sysFtruncate(fd int, size int64) error { return unix.Ftruncate(fd, size) }
+func (darwin) Truncate(fd int, size int64) error { return unix.Ftruncate(fd, size) }
 
-func sysFstat(fd int) (objectStat, error) {
+func (darwin) Stat(fd int) (posixshm.Stat, error) {
 	var st unix.Stat_t
 	err := unix.Fstat(fd, &st)
-	return objectStat{mode: uint32(st.Mode) & 0o7777, uid: st.Uid, size: st.Size}, err
+	return posixshm.Stat{Mode: uint32(st.Mode) & 0o7777, UID: st.Uid, Size: st.Size}, err
 }
 
-func sysMmap(fd, length int, write bool) ([]byte, error) {
+func (darwin) Map(fd, length int, write bool) ([]byte, error) {
 	prot := unix.PROT_READ
 	if write {
 		prot |= unix.PROT_WRITE
@@ -76,16 +82,15 @@ func sysMmap(fd, length int, write bool) ([]byte, error) {
 	return unix.Mmap(fd, 0, length, prot, unix.MAP_SHARED)
 }
 
-// sysProtect makes mem, of a mapping that is not, writable.
-func sysProtect(mem []byte) error { return unix.Mprotect(mem, unix.PROT_READ|unix.PROT_WRITE) }
+func (darwin) Protect(mem []byte) error { return unix.Mprotect(mem, unix.PROT_READ|unix.PROT_WRITE) }
 
-func sysMunmap(mem []byte) { unix.Munmap(mem) }
+func (darwin) Unmap(mem []byte) { unix.Munmap(mem) }
 
-func sysClose(fd int) { unix.Close(fd) }
+func (darwin) Close(fd int) { unix.Close(fd) }
 
-// sysStartTime returns when the process began, in microseconds. It never
-// changes: neither exec nor setting the clock touches it.
-func sysStartTime(pid int) (uint64, error) {
+// StartTime returns when the process began, in microseconds. It never changes:
+// neither exec nor setting the clock touches it.
+func (darwin) StartTime(pid int) (uint64, error) {
 	const zombie = 5 // SZOMB of bsd/sys/proc.h: ended, and not waited for by its parent
 	if err := unix.Kill(pid, 0); err == unix.ESRCH {
 		return 0, err
@@ -99,4 +104,22 @@ func sysStartTime(pid int) (uint64, error) {
 	}
 	start := info.Proc.P_starttime
 	return uint64(start.Sec)*1e6 + uint64(start.Usec), nil
+}
+
+func (darwin) ObjectSize(fd uintptr) (int64, error) {
+	// A file is found out without asking its file system, which can be in anybody's
+	// hands: lseek of bsd/vfs/vfs_syscalls.c.
+	if _, err := unix.Seek(int(fd), 0, io.SeekCurrent); err != unix.ESPIPE {
+		return 0, errNoObject
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(fd), &st); err != nil {
+		return 0, err
+	}
+	// Sockets, pipes and kernel queues have a type; an object has no more than
+	// permissions, an owner and a size: pshm_stat of bsd/kern/posix_shm.c.
+	if st.Mode&unix.S_IFMT != 0 || st.Ino != 0 || st.Dev != 0 || st.Nlink != 0 {
+		return 0, errNoObject
+	}
+	return st.Size, nil
 }

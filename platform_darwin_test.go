@@ -1,4 +1,4 @@
-package shm
+package shm_test
 
 import (
 	"cmp"
@@ -7,58 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm"
 )
-
-// More facts of TestSystem, such that only darwin has: what its objects refuse,
-// which is why there is a lock page.
-
-func TestSystemIdentity(t *testing.T) {
-	_, fd := systemNew(t, objectPage)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		t.Fatal(err)
-	}
-	if st.Ino != 0 || st.Dev != 0 || st.Nlink != 0 || st.Mode&unix.S_IFMT != 0 {
-		t.Errorf("inode %d, device %d, %d links, mode %#o: there is an identity now", st.Ino, st.Dev, st.Nlink, st.Mode)
-	}
-}
-
-func TestSystemRefusals(t *testing.T) {
-	_, fd := systemNew(t, objectPage)
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Len: 1}
-	space := unix.Fstore_t{Flags: unix.F_ALLOCATEALL, Posmode: unix.F_PEOFPOSMODE, Length: objectPage}
-	_, private := unix.Mmap(fd, 0, objectPage, unix.PROT_READ, unix.MAP_PRIVATE)
-	_, read := unix.Read(fd, make([]byte, 1))
-	_, write := unix.Write(fd, make([]byte, 1))
-	for what, tt := range map[string]struct{ err, want error }{
-		"flock":         {unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB), unix.ENOTSUP},
-		"F_SETLK":       {unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &lock), unix.EBADF},
-		"F_PREALLOCATE": {unix.FcntlFstore(uintptr(fd), unix.F_PREALLOCATE, &space), unix.EBADF},
-		"fsync":         {unix.Fsync(fd), unix.ENOTSUP},
-		"fchmod":        {unix.Fchmod(fd, 0o600), unix.EINVAL},
-		"MAP_PRIVATE":   {private, unix.EINVAL},
-		"read":          {read, unix.ENXIO},
-		"write":         {write, unix.ENXIO},
-	} {
-		if tt.err != tt.want {
-			t.Errorf("%s: %v, want %v", what, tt.err, tt.want)
-		}
-	}
-}
-
-// TestSystemProcessIDs: there are none that do not fit a token.
-func TestSystemProcessIDs(t *testing.T) {
-	for _, pid := range []int{99999 + 1, 1<<pidBits - 1} {
-		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
-			t.Errorf("process id %d: %v", pid, err)
-		}
-	}
-}
 
 // TestPython has CPython's SharedMemory open a block of ours, and make one that
 // we open. It puts the slash before the name that we do.
@@ -78,7 +33,7 @@ func TestPython(t *testing.T) {
 			t.Fatalf("python: %v\n%s", err, out)
 		}
 	}
-	seg, err := Create("", 100, Headerless())
+	seg, err := shm.Create("", 100, shm.Headerless())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +53,7 @@ m.close()
 	if got := string(seg.Bytes()[:11]); got != "from Python" {
 		t.Errorf("read %q", got)
 	}
-	name := systemName(t)[1:]
+	name := unique(t)
 	run(`
 import sys
 from multiprocessing import resource_tracker, shared_memory
@@ -107,7 +62,7 @@ resource_tracker.unregister(m._name, "shared_memory")
 m.buf[:11] = b"from Python"
 m.close()
 `, name)
-	theirs, err := Open(name, Headerless())
+	theirs, err := shm.Open(name, shm.Headerless())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,10 +70,10 @@ m.close()
 	if got := string(theirs.Bytes()[:11]); got != "from Python" {
 		t.Errorf("read %q", got)
 	}
-	if _, err := Open(name); err == nil {
+	if _, err := shm.Open(name); err == nil {
 		t.Error("opened as a block with a header")
 	}
-	if err := Unlink(name); err != nil {
+	if err := shm.Unlink(name); err != nil {
 		t.Error(err)
 	}
 }
@@ -144,14 +99,14 @@ func TestSandbox(t *testing.T) {
 	if _, err := unix.SysctlKinfoProc("kern.proc.pid", os.Getpid()); err == nil {
 		t.Fatal("the profile does not deny kern.proc.pid")
 	}
-	seg, err := Anonymous(100)
+	seg, err := shm.Anonymous(100)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := seg.Close(); err != nil {
 		t.Error(err)
 	}
-	if seg, err := Create("", 100); !errors.Is(err, fs.ErrPermission) {
+	if seg, err := shm.Create("", 100); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Create: %v", err)
 		seg.Close()
 	}

@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm
 
 import (
@@ -11,67 +9,70 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/shmkit/shm/internal/memfd"
-	"github.com/shmkit/shm/internal/memsource"
+	"github.com/shmkit/shm/internal/blockname"
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
+	"github.com/shmkit/shm/internal/sysunix"
 )
 
 // Linux keeps blocks as files on the tmpfs at /dev/shm, where shm_open(3) of
 // glibc and musl, and so CPython's SharedMemory, keep theirs.
-const (
-	shmDir  = "/dev/shm/"
-	maxName = unix.NAME_MAX
+const shmDir = "/dev/shm/"
 
-	bornNamed = false // an object has no name before publish
-	namesStay = false // an object can be without its name, and the other way round
-	hasFile   = true  // bytes can be written to an object past its mapping
-)
+func init() { object.SetDefault(tmpfs{}) }
 
-// headerLength is that of the headers of new blocks.
-var headerLength = os.Getpagesize()
+// tmpfs implements [object.System].
+type tmpfs struct{}
 
-// object is an open handle on a backing object: an open file description of
-// its own, which is what Linux counts locks by.
-type object struct {
+func (tmpfs) Limits() object.Limits {
+	return object.Limits{
+		MaxName:      unix.NAME_MAX,
+		HeaderLength: os.Getpagesize(),
+		Files:        true,
+		SendsMemory:  true,
+		Restricts:    true,
+	}
+}
+
+// tmpfsObject implements [object.Object]. It has an open file description of its
+// own, which is what Linux counts locks by.
+type tmpfsObject struct {
 	fd       int
+	name     string
 	writable bool
 	dev, ino uint64 // set by the first stat, before another goroutine can have the object
 	sealed   bool   // nobody can change its size; known of what is anonymous or came by a file
 }
 
-// createObject makes an object of size bytes, all zero, that is gone when its
-// handle closes before publish has named it. Unless it is to be sparse, the
-// memory is reserved, so that no later access can run out of it. (Where objects
-// are bornNamed it has its name at once, or fails with fs.ErrExist.)
-func createObject(_ string, size int64, c config) (*object, error) {
-	perm := c.perm
-	fd, err := retry(func() (int, error) {
-		return unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(perm))
+// Create implements [object.System]. The object has no name before Publish, so it
+// is gone when it is closed before.
+func (tmpfs) Create(name string, size int64, opts object.Options) (object.Object, error) {
+	fd, err := sysunix.Retry(func() (int, error) {
+		return unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(opts.Perm))
 	})
 	switch {
 	case errors.Is(err, unix.ENOSPC):
-		return nil, spaceErr(fmt.Errorf("%s has room for no more files: %w", shmDir, err))
+		return nil, sysunix.SpaceError(fmt.Errorf("%s has room for no more files: %w", shmDir, err))
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
 		// No /dev/shm, or (EISDIR) a kernel without O_TMPFILE: open(2).
 		return nil, fmt.Errorf("%w: no tmpfs at %s: %w", errors.ErrUnsupported, shmDir, err)
 	case err != nil:
-		return nil, spaceErr(err)
+		return nil, sysunix.SpaceError(err)
 	}
-	o := &object{fd: fd, writable: true}
-	if err := o.prepare(size, perm, c.has(optSparse)); err != nil {
-		o.close()
-		return nil, spaceErr(err)
+	o := &tmpfsObject{fd: fd, name: name, writable: true}
+	if err := o.prepare(size, opts.Perm, opts.Sparse); err != nil {
+		o.Close()
+		return nil, sysunix.SpaceError(err)
 	}
 	return o, nil
 }
 
-func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
+func (o *tmpfsObject) prepare(size int64, perm fs.FileMode, sparse bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return err
@@ -88,8 +89,8 @@ func (o *object) prepare(size int64, perm fs.FileMode, sparse bool) error {
 	return o.reserve(size)
 }
 
-func (o *object) truncate(size int64) error {
-	_, err := retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) })
+func (o *tmpfsObject) truncate(size int64) error {
+	_, err := sysunix.Retry(func() (int, error) { return 0, unix.Ftruncate(o.fd, size) })
 	return err
 }
 
@@ -99,7 +100,7 @@ func (o *object) truncate(size int64) error {
 // Another process can allocate what was free. If both need more than half of it,
 // both can fail, so they release what they have and try again at different times.
 // A process that then finds too little free gives up and leaves it to the others.
-func (o *object) reserve(size int64) error {
+func (o *tmpfsObject) reserve(size int64) error {
 	const tries, longest = 8, time.Second
 	alone := 0 // tries in a row that failed though no other process took any
 	for try := range tries {
@@ -110,7 +111,7 @@ func (o *object) reserve(size int64) error {
 		if uint64(size) > free {
 			err := fmt.Errorf("%d bytes wanted, %d free in %s: %w", size, free, shmDir, unix.ENOSPC)
 			if uint64(size) > total {
-				return never{err}
+				return object.TooLargeError{Err: err}
 			}
 			return err
 		}
@@ -142,7 +143,7 @@ func (o *object) reserve(size int64) error {
 }
 
 // space returns how many bytes the file system of the object has, free and in all.
-func (o *object) space() (free, total uint64, err error) {
+func (o *tmpfsObject) space() (free, total uint64, err error) {
 	var sfs unix.Statfs_t
 	if err := o.statfs(&sfs); err != nil {
 		return 0, 0, err
@@ -161,7 +162,7 @@ func (o *object) space() (free, total uint64, err error) {
 // allocate allocates the memory of size bytes. A signal makes fallocate(2) on
 // tmpfs release all that the call had allocated, so it goes by pieces, and by
 // smaller ones where signals come faster than a piece is done.
-func (o *object) allocate(size int64) error {
+func (o *tmpfsObject) allocate(size int64) error {
 	const most, least = 2 << 20, 64 << 10
 	piece := int64(most)
 	for off := int64(0); off < size; {
@@ -178,14 +179,22 @@ func (o *object) allocate(size int64) error {
 	return nil
 }
 
-// openObject opens the object called name. Only regular files are blocks, so
-// whatever else has the name is ErrNotSegment, and never followed or waited for.
-func openObject(name string, write bool) (*object, error) {
+// Open implements [object.System]. Only regular files are objects; what else has
+// the name is never followed or waited for.
+func (tmpfs) Open(name string, write bool) (object.Object, error) {
+	o, err := openObject(name, write)
+	if err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func openObject(name string, write bool) (*tmpfsObject, error) {
 	flags := unix.O_RDONLY
 	if write {
 		flags = unix.O_RDWR
 	}
-	fd, err := retry(func() (int, error) {
+	fd, err := sysunix.Retry(func() (int, error) {
 		return unix.Open(shmDir+name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 	switch {
@@ -195,27 +204,36 @@ func openObject(name string, write bool) (*object, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
-	case errors.Is(err, unix.EAGAIN): // somebody has a lease on it: F_SETLEASE of fcntl(2)
+	case errors.Is(err, unix.EAGAIN): // another process has a lease on it: F_SETLEASE of fcntl(2)
 		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
 	case err != nil:
 		return nil, err
 	}
-	return &object{fd: fd, writable: write}, nil
+	return &tmpfsObject{fd: fd, name: name, writable: write}, nil
 }
 
-// stat returns ErrNotSegment for what is not a regular file.
-func (o *object) stat() (objectInfo, error) {
+func (o *tmpfsObject) Name() string   { return o.name }
+func (o *tmpfsObject) Writable() bool { return o.writable }
+func (o *tmpfsObject) Sealed() bool   { return o.sealed }
+
+// Stat implements [object.Object]: only a regular file is an object.
+func (o *tmpfsObject) Stat() (object.Stat, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(o.fd, &st); err != nil {
-		return objectInfo{}, err
+		return object.Stat{}, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return objectInfo{}, errNotRegular
+		return object.Stat{}, errNotRegular
 	}
 	if o.ino == 0 {
 		o.dev, o.ino = uint64(st.Dev), st.Ino
 	}
-	return objectInfo{st.Size, fs.FileMode(st.Mode).Perm(), time.Unix(st.Mtim.Unix()), int(st.Uid)}, nil
+	return object.Stat{
+		Size:    st.Size,
+		Mode:    fs.FileMode(st.Mode).Perm(),
+		ModTime: time.Unix(st.Mtim.Unix()),
+		Owner:   int(st.Uid),
+	}, nil
 }
 
 var errNotRegular = fmt.Errorf("%w: not a regular file", ErrNotSegment)
@@ -223,16 +241,9 @@ var errNotRegular = fmt.Errorf("%w: not a regular file", ErrNotSegment)
 // tmpfsDevice is the number of a device known to be a tmpfs, 0 for none yet.
 var tmpfsDevice atomic.Uint64
 
-// newborn returns an error that is again for an object without magic that may be
-// a block being born, and nil for one that is not. It is asked only where objects
-// are bornNamed.
-func (o *object) newborn() error { return nil }
-
-// lockable makes the object, which is known to be a block with a header, or
-// about to become one, ready for its lanes. It returns errors.ErrUnsupported
-// where the object is not on a tmpfs: on network and user-space file systems two
-// kernels can both grant one lock.
-func (o *object) lockable() error {
+// Lockable implements [object.Locks]: on network and user-space file systems two
+// kernels can both grant one lock, so it asks for a tmpfs.
+func (o *tmpfsObject) Lockable() error {
 	if tmpfsDevice.Load() == o.dev {
 		return nil
 	}
@@ -247,45 +258,45 @@ func (o *object) lockable() error {
 	return nil
 }
 
-func (o *object) statfs(sfs *unix.Statfs_t) error {
-	_, err := retry(func() (int, error) { return 0, unix.Fstatfs(o.fd, sfs) })
+func (o *tmpfsObject) statfs(sfs *unix.Statfs_t) error {
+	_, err := sysunix.Retry(func() (int, error) { return 0, unix.Fstatfs(o.fd, sfs) })
 	return err
 }
 
-// publish gives the object its name, or fails with fs.ErrExist. linkat(2): an
-// empty path is allowed to everybody since Linux 6.10, through /proc always.
-func (o *object) publish(name string) error {
-	err := unix.Linkat(o.fd, "", unix.AT_FDCWD, shmDir+name, unix.AT_EMPTY_PATH)
+// Publish implements [object.Object]. linkat(2): an empty path is allowed to every
+// process since Linux 6.10, a path through /proc always.
+func (o *tmpfsObject) Publish() error {
+	err := unix.Linkat(o.fd, "", unix.AT_FDCWD, shmDir+o.name, unix.AT_EMPTY_PATH)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) {
 		// ENOENT is the kernel's answer, the others are those of seccomp filters.
 		self := fmt.Sprintf("/proc/self/fd/%d", o.fd)
-		err = unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, shmDir+name, unix.AT_SYMLINK_FOLLOW)
+		err = unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, shmDir+o.name, unix.AT_SYMLINK_FOLLOW)
 		if errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("%w: no /proc: %w", errors.ErrUnsupported, err)
 		}
 	}
-	return spaceErr(err)
+	return sysunix.SpaceError(err)
 }
 
-// named reports whether name leads to this object. The number of an open inode
-// is not reused, so device and inode number decide.
-func (o *object) named(name string) (bool, error) {
+// Linked implements [object.Object]. The number of an open inode is not reused, so
+// device and inode number decide.
+func (o *tmpfsObject) Linked() (bool, error) {
+	if o.name == "" {
+		return false, nil
+	}
 	var there unix.Stat_t
-	err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &there, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Fstatat(unix.AT_FDCWD, shmDir+o.name, &there, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
 	return err == nil && o.dev == uint64(there.Dev) && o.ino == there.Ino, err
 }
 
-// unlink takes the name away from the object, which it leads to.
-func (o *object) unlink(name string) error {
-	return unix.Unlink(shmDir + name)
-}
+func (o *tmpfsObject) Unlink() error { return unix.Unlink(shmDir + o.name) }
 
-// unlinkUnopened takes the name away from a block that this process may not
-// open, for which the right to unlink suffices. Nothing but a block is unlinked.
-func unlinkUnopened(name string) error {
+// UnlinkUnopened implements [object.System]: permission to write to the directory
+// suffices. Only a regular file is unlinked.
+func (tmpfs) UnlinkUnopened(name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(unix.AT_FDCWD, shmDir+name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
@@ -296,9 +307,7 @@ func unlinkUnopened(name string) error {
 	return unix.Unlink(shmDir + name)
 }
 
-// listObjects calls f with the names of the objects there are, in no order,
-// until it returns false.
-func listObjects(f func(name string) bool) error {
+func (tmpfs) List(f func(name string) bool) error {
 	dir, err := os.Open(shmDir)
 	if err != nil {
 		return err
@@ -320,10 +329,8 @@ func listObjects(f func(name string) bool) error {
 	}
 }
 
-// mmap maps the first length bytes of the object, of which the first writable
-// ones, a multiple of the page size or all, can be written to. With populate
-// they are mapped at once, as far as memory goes (MAP_POPULATE never fails).
-func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
+// Map implements [object.Object]. MAP_POPULATE never fails.
+func (o *tmpfsObject) Map(length, writable int, populate bool) ([]byte, error) {
 	prot, flags := unix.PROT_READ, unix.MAP_SHARED
 	if writable == length {
 		prot |= unix.PROT_WRITE
@@ -333,39 +340,41 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 	}
 	p, err := unix.MmapPtr(o.fd, 0, nil, uintptr(length), prot, flags)
 	if err != nil {
-		return nil, spaceErr(err)
+		return nil, sysunix.SpaceError(err)
 	}
 	mem := raw.Slice(p, length)
 	if 0 < writable && writable < length {
 		if err := unix.Mprotect(mem[:writable], unix.PROT_READ|unix.PROT_WRITE); err != nil {
-			munmap(mem)
-			return nil, spaceErr(err)
+			tmpfs{}.Unmap(mem)
+			return nil, sysunix.SpaceError(err)
 		}
 	}
 	return mem, nil
 }
 
-// munmap is no unix.Munmap, which has a lock and a table for all mappings.
-func munmap(mem []byte) { unix.MunmapPtr(raw.Pointer(mem), uintptr(len(mem))) }
+// Unmap implements [object.System]. It is no unix.Munmap, which has a lock and a
+// table for all mappings.
+func (tmpfs) Unmap(mem []byte) { unix.MunmapPtr(raw.Pointer(mem), uintptr(len(mem))) }
 
-// readAt and writeAt move bytes past the mapping, by pread(2) and pwrite(2):
-// where memory lacks they return an error and raise no signal.
-func (o *object) readAt(p []byte, off int64) (int, error) {
-	return retry(func() (int, error) { return unix.Pread(o.fd, p, off) })
+func (tmpfs) Revoke(mem []byte) error { return sysunix.Revoke(mem) }
+func (tmpfs) Revocable() int64        { return sysunix.Revocable() }
+
+// ReadAt and WriteAt implement [object.Object] by pread(2) and pwrite(2): where
+// memory is missing they return an error and raise no signal.
+func (o *tmpfsObject) ReadAt(p []byte, off int64) (int, error) {
+	return sysunix.Retry(func() (int, error) { return unix.Pread(o.fd, p, off) })
 }
 
-func (o *object) writeAt(p []byte, off int64) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Pwrite(o.fd, p, off) })
-	return n, spaceErr(err)
+func (o *tmpfsObject) WriteAt(p []byte, off int64) (int, error) {
+	n, err := sysunix.Retry(func() (int, error) { return unix.Pwrite(o.fd, p, off) })
+	return n, sysunix.SpaceError(err)
 }
 
-// receive copies at most n bytes of the regular file fd to offset off. It
-// returns 0 bytes at the end of the file and where that cannot be done, and
-// errNotRegular for another descriptor. It goes by the position of o.fd, which
-// is nobody else's unless the object is sealed: see fromFD.
-func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
+// ReceiveFrom implements [object.Object]. It goes by the position of o.fd, which no
+// other process shares unless the object is sealed: see FromFD.
+func (o *tmpfsObject) ReceiveFrom(fd uintptr, off int64, n int) (int, error) {
 	switch {
-	case !regular(fd):
+	case !sysunix.IsRegular(fd):
 		return 0, errNotRegular
 	case o.sealed:
 		return 0, nil
@@ -373,99 +382,170 @@ func (o *object) receive(fd uintptr, off int64, n int) (int, error) {
 	if _, err := unix.Seek(o.fd, off, io.SeekStart); err != nil {
 		return 0, nil
 	}
-	n, err := retry(func() (int, error) { return unix.Sendfile(o.fd, int(fd), nil, n) })
+	n, err := sysunix.Retry(func() (int, error) { return unix.Sendfile(o.fd, int(fd), nil, n) })
 	if err != nil {
 		n = 0
 	}
 	return n, nil
 }
 
-// punch gives back the memory of n bytes, which read as zero from then on.
-func (o *object) punch(off, n int64) error {
-	_, err := retry(func() (int, error) {
+func (o *tmpfsObject) Punch(off, n int64) error {
+	_, err := sysunix.Retry(func() (int, error) {
 		return 0, unix.Fallocate(o.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
 	return err
 }
 
-// Lanes are single bytes of the object, beyond all data, that a lock stands on.
-const laneStart = 1 << 62
+// The locks are on single bytes of the object, beyond all data: one that the mutex
+// locks for writing, and one that all that have joined lock for reading.
+// They are open file description locks, fcntl(2): they belong to the Object, not to
+// the process, and the kernel releases them together when the description goes,
+// however the process ends.
+const (
+	mutexByte = 1 << 62
+	lifeByte  = mutexByte + 1
+)
 
-var lockTypes = [...]int16{unheld: unix.F_UNLCK, shared: unix.F_RDLCK, alone: unix.F_WRLCK}
-
-// lock takes the lane, without waiting, or fails with ErrBusy; a failed change
-// from shared to alone keeps it shared. These are open file description locks,
-// fcntl(2): they belong to the handle, not to the process, and the kernel drops
-// them together when the handle goes, however the process ends.
-func (o *object) lock(l lane, h hold) error {
-	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, laneLock(l, h))
+// lock sets a lock of one byte, without waiting. A change that fails keeps what
+// there was.
+func (o *tmpfsObject) lock(kind int16, at int64) error {
+	lock := unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: at, Len: 1}
+	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &lock)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		return ErrBusy
 	}
 	return err
 }
 
-// unlock drops all lanes. It must come before close: a child process that
-// another goroutine is just starting has a copy of the descriptor until it
-// execs, and would go on holding them.
-func (o *object) unlock() {
-	everything := &unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart}
-	unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, everything)
+func (o *tmpfsObject) TryLock() error { return o.lock(unix.F_WRLCK, mutexByte) }
+func (o *tmpfsObject) Unlock()        { o.lock(unix.F_UNLCK, mutexByte) }
+func (o *tmpfsObject) Join() error    { return o.lock(unix.F_RDLCK, lifeByte) }
+
+func (o *tmpfsObject) Alone() (bool, error) {
+	err := o.lock(unix.F_WRLCK, lifeByte)
+	if errors.Is(err, ErrBusy) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
-// holder returns how other handles hold the lane, without disturbing them.
-func (o *object) holder(l lane) (hold, error) {
-	lk := laneLock(l, alone)
-	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_GETLK, lk)
-	return hold(slices.Index(lockTypes[:], lk.Type)), err
+func (o *tmpfsObject) Others() (object.Presence, error) {
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: lifeByte, Len: 1}
+	if err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_GETLK, &lock); err != nil {
+		return object.Nobody, err
+	}
+	switch lock.Type {
+	case unix.F_UNLCK:
+		return object.Nobody, nil
+	case unix.F_WRLCK:
+		return object.Deciding, nil
+	}
+	return object.Somebody, nil
 }
 
-func laneLock(l lane, h hold) *unix.Flock_t {
-	return &unix.Flock_t{Type: lockTypes[h], Whence: io.SeekStart, Start: laneStart + int64(l), Len: 1}
+func (o *tmpfsObject) Leave() {
+	everything := unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart}
+	unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &everything)
 }
 
-func (o *object) close() {
-	unix.Close(o.fd)
-}
+func (o *tmpfsObject) Close() { unix.Close(o.fd) }
 
-// createAnonymous makes an object of size bytes that can have no name, and that
-// nobody can make shorter or longer; see memfd_create(2). Unless sparse, the
-// memory is reserved, so that no later access can fail.
-func createAnonymous(size int64, sparse bool) (*object, error) {
-	return anonymousObject(size, sparse, func() (*object, error) {
-		fd, err := memfd.Create(size)
-		if errors.Is(err, unix.ENOSYS) {
-			err = fmt.Errorf("%w: no memfd_create: %w", errors.ErrUnsupported, err)
-		}
-		return &object{fd: fd, writable: true, sealed: true}, spaceErr(err)
+// CreateAnonymous implements [object.System].
+func (tmpfs) CreateAnonymous(size int64, sparse bool) (object.Object, error) {
+	return anonymousObject(size, sparse, func() (*tmpfsObject, error) {
+		fd, err := tmpfs{}.CreateMemory(size)
+		return &tmpfsObject{fd: int(fd), writable: true, sealed: true}, err
 	})
 }
 
-// adoptAnonymous is createAnonymous in memory that another process has created.
-// It is this process that reserves it, and is charged for it.
-func adoptAnonymous(s *memsource.Source, size int64, sparse bool) (*object, error) {
-	return anonymousObject(size, sparse, func() (*object, error) {
-		f, err := s.Create(size)
+// fixedSize are the seals of memory whose size no process can change: fcntl(2).
+const fixedSize = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+
+// CreateMemory implements [object.System]; see memfd_create(2).
+func (tmpfs) CreateMemory(size int64) (uintptr, error) {
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("shm", flags|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate("shm", flags)
+	}
+	if errors.Is(err, unix.ENOSYS) {
+		return 0, fmt.Errorf("%w: no memfd_create: %w", errors.ErrUnsupported, err)
+	}
+	if err != nil {
+		return 0, sysunix.SpaceError(err)
+	}
+	if err := prepareMemory(fd, size); err != nil {
+		unix.Close(fd)
+		return 0, sysunix.SpaceError(err)
+	}
+	return uintptr(fd), nil
+}
+
+func prepareMemory(fd int, size int64) error {
+	// It is created 0666 or 0777, and a process that has a descriptor can open it
+	// again: with this, a read-only descriptor gives no more to other users.
+	if err := unix.Fchmod(fd, 0o644); err != nil {
+		return err
+	}
+	_, err := sysunix.Retry(func() (int, error) { return 0, unix.Ftruncate(fd, size) })
+	if err != nil {
+		return err
+	}
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, fixedSize|unix.F_SEAL_SEAL)
+	return err
+}
+
+// MemorySize implements [object.System]: the kernel alone answers F_GET_SEALS of
+// fcntl(2), and only for memory.
+func (tmpfs) MemorySize(fd uintptr) (int64, error) {
+	if _, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0); err != nil {
+		return 0, err
+	}
+	var st unix.Stat_t
+	err := unix.Fstat(int(fd), &st)
+	return st.Size, err
+}
+
+// DuplicateMemory implements [object.System]. A descriptor for reading only has a
+// description of its own: there is no other way to have one. Those for writing
+// share that of fd. What a process can do to it, as to its offset, does not matter
+// to those who map the memory.
+func (tmpfs) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
+	if !readOnly {
+		own, err := sysunix.Duplicate(fd)
+		return uintptr(own), err
+	}
+	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return 0, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
+	case errors.Is(err, unix.EAGAIN): // another process has a lease on it: F_SETLEASE of fcntl(2)
+		return 0, fmt.Errorf("%w: %w", ErrBusy, err)
+	}
+	return uintptr(own), err
+}
+
+// Adopt implements [object.System].
+func (tmpfs) Adopt(fd uintptr, size int64, sparse bool) (object.Object, error) {
+	return anonymousObject(size, sparse, func() (*tmpfsObject, error) {
+		o, err := fromFD(fd)
 		if err != nil {
 			return nil, err
 		}
-		defer f.Close()
-		o, err := handedObject(f)
-		if err != nil {
-			return nil, err
-		}
-		if info, err := o.stat(); err != nil || info.size != size || !o.sealed || !o.writable {
-			o.close()
-			return nil, fmt.Errorf("%w: memory of %d bytes, sealed %v, writable %v: want %d bytes", errNotSealed, info.size, o.sealed, o.writable, size)
+		if st, err := o.Stat(); err != nil || st.Size != size || !o.sealed || !o.writable {
+			o.Close()
+			return nil, fmt.Errorf("%w: memory of %d bytes, sealed %v, writable %v: want %d bytes", ErrCorrupt, st.Size, o.sealed, o.writable, size)
 		}
 		return o, nil
 	})
 }
 
-func anonymousObject(size int64, sparse bool, create func() (*object, error)) (*object, error) {
+// anonymousObject reserves the memory of a new object. It is this process that is
+// charged for it.
+func anonymousObject(size int64, sparse bool, create func() (*tmpfsObject, error)) (object.Object, error) {
 	if !sparse {
 		if free, known := availableMemory(size); known && size > free { // before a descriptor is used up
-			return nil, spaceErr(fmt.Errorf("%d bytes wanted, %d of memory available: %w", size, free, unix.ENOSPC))
+			return nil, sysunix.SpaceError(fmt.Errorf("%d bytes wanted, %d of memory available: %w", size, free, unix.ENOSPC))
 		}
 	}
 	o, err := create()
@@ -476,16 +556,14 @@ func anonymousObject(size int64, sparse bool, create func() (*object, error)) (*
 		err = o.allocate(size)
 	}
 	if err == nil {
-		_, err = o.stat()
+		_, err = o.Stat()
 	}
 	if err != nil {
-		o.close()
-		return nil, spaceErr(err)
+		o.Close()
+		return nil, sysunix.SpaceError(err)
 	}
 	return o, nil
 }
-
-func (o *object) isSealed() bool { return o.sealed }
 
 // availableMemory returns how many bytes of memory can be allocated. Anonymous
 // memory has no file system that is full in time: to reserve more than there is
@@ -517,42 +595,53 @@ func parseMeminfo(r io.Reader) (free int64, known bool) {
 	return free, known
 }
 
-// fromFD returns a handle of its own on the object that fd is open on, for
-// reading and writing if fd is. fd can be anything: what is not in shared
-// memory is ErrNotSegment, and nothing is done to it that could wait or have
-// an effect.
-func fromFD(fd uintptr) (*object, error) {
+// FromFD implements [object.System].
+func (tmpfs) FromFD(fd uintptr) (object.Object, error) {
+	o, err := fromFD(fd)
+	if err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func fromFD(fd uintptr) (*tmpfsObject, error) {
 	// The kernel alone answers this, and only for memory: fcntl(2).
 	seals, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
 	}
-	writable, err := writableFD(fd)
+	writable, err := sysunix.Writable(fd)
 	if err != nil {
 		return nil, err
 	}
-	o := &object{fd: int(fd), writable: writable, sealed: seals&memfd.FixedSize == memfd.FixedSize}
-	if _, err := o.stat(); err != nil {
+	o := &tmpfsObject{fd: int(fd), writable: writable, sealed: seals&fixedSize == fixedSize}
+	if _, err := o.Stat(); err != nil {
 		return nil, err
 	}
 	if o.sealed {
-		// It carries no locks, so that to share the description does no harm, and
-		// asks for no /proc and no permissions.
-		o.fd, err = duplicate(fd)
+		// It carries no locks, so sharing the description does no harm, and takes no
+		// /proc and no permissions.
+		o.fd, err = sysunix.Duplicate(fd)
 	} else {
 		o.fd, err = o.reopen(!o.writable)
 	}
-	return o, err
+	if err != nil {
+		return nil, err
+	}
+	if !o.sealed {
+		o.name = o.findName()
+	}
+	return o, nil
 }
 
 // reopen returns a descriptor of the object that shares no description, and so
 // no locks, with o. It needs the permission to open the object.
-func (o *object) reopen(readOnly bool) (fd int, err error) {
+func (o *tmpfsObject) reopen(readOnly bool) (fd int, err error) {
 	flags := unix.O_RDWR
 	if readOnly {
 		flags = unix.O_RDONLY
 	}
-	fd, err = retry(func() (int, error) {
+	fd, err = sysunix.Retry(func() (int, error) {
 		return unix.Open(fmt.Sprintf("/proc/self/fd/%d", o.fd), flags|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 	switch {
@@ -564,47 +653,44 @@ func (o *object) reopen(readOnly bool) (fd int, err error) {
 	return fd, err
 }
 
-// file returns a file open on the object, which name leads to, or led to. It is
-// opened by the name if that is possible, for then name finds it: a name from
-// linkat is unknown to the description it was given through.
-func (o *object) file(name string, readOnly bool) (*os.File, error) {
+// Descriptor implements [object.Object]. It opens the object by its name if possible, so
+// that findName finds the name: one from linkat is unknown to the description it
+// was given through.
+func (o *tmpfsObject) Descriptor(readOnly bool) (uintptr, error) {
 	readOnly = readOnly || !o.writable
-	if name != "" && !o.sealed {
-		if own, err := openObject(name, !readOnly); err == nil {
+	if o.name != "" {
+		if own, err := openObject(o.name, !readOnly); err == nil {
 			if own.same(o) {
-				return os.NewFile(uintptr(own.fd), name), nil
+				return uintptr(own.fd), nil
 			}
-			own.close()
+			own.Close()
 		}
 	}
 	var fd int
 	var err error
 	if o.sealed && readOnly == !o.writable {
-		fd, err = duplicate(uintptr(o.fd))
+		fd, err = sysunix.Duplicate(uintptr(o.fd))
 	} else {
 		fd, err = o.reopen(readOnly)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
+	return uintptr(fd), err
 }
 
-func (o *object) same(p *object) bool {
+func (o *tmpfsObject) same(p *tmpfsObject) bool {
 	var st, other unix.Stat_t
 	return unix.Fstat(o.fd, &st) == nil && unix.Fstat(p.fd, &other) == nil && st.Dev == other.Dev && st.Ino == other.Ino
 }
 
 // findName returns the name that leads to the object, "" if there is none. Where
 // the path says that the directory is does not matter: it can be a symbolic link.
-func (o *object) findName() string {
+func (o *tmpfsObject) findName() string {
 	path, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", o.fd))
-	name, err := checkName(filepath.Base(path))
-	if err != nil {
+	there := tmpfsObject{dev: o.dev, ino: o.ino, name: filepath.Base(path)}
+	if !blockname.Valid(there.name, unix.NAME_MAX) {
 		return ""
 	}
-	if named, _ := o.named(name); !named {
+	if linked, _ := there.Linked(); !linked {
 		return ""
 	}
-	return name
+	return there.name
 }

@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -20,6 +18,7 @@ import (
 // TestShmSymlink has a symbolic link at /dev/shm, as some distributions do. The
 // last attachment, which came by a file, unlinks.
 func TestShmSymlink(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "") {
 		return
 	}
@@ -80,6 +79,7 @@ func filterEmptyPath(t *testing.T, errno syscall.Errno) {
 // TestLinkFiltered has a filter refuse the way to give a block its name that
 // needs no /proc.
 func TestLinkFiltered(t *testing.T) {
+	onTmpfs(t)
 	for _, errno := range []syscall.Errno{unix.EPERM, unix.EINVAL} {
 		t.Run(fmt.Sprint(int(errno)), func(t *testing.T) {
 			if !limited(t) {

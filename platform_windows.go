@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -12,7 +11,8 @@ import (
 
 	"golang.org/x/sys/windows"
 
-	"github.com/shmkit/shm/internal/memsource"
+	"github.com/shmkit/shm/internal/blockname"
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/section"
 )
 
@@ -21,28 +21,25 @@ import (
 // its own. The kernel counts the handles on a section; with the last one section
 // and name are gone. Nothing can take a name away before.
 //
-// So a section that an Unlink has made nameless goes on having its name, and is
-// marked. The next block of the name is another generation: its section has a
-// suffix to its name. Only the lowest has none, and only a block with a header
-// can be another.
+// So a section that was unlinked keeps its name, and is marked. The next block of
+// the name is another generation: its section has a suffix to its name. Only the
+// lowest has none, and only a block with a header can be another. A mark also
+// publishes a block: a section has its name before anything is in it.
 //
 // Beside the section there are, of the same lifetime, a mutex for each name and
-// an event for each section, which nobody signals: to have a handle on it is to
-// hold the life lane, and the kernel knows how many there are.
+// an event for each section, which is never signalled: an attachment has joined
+// while it has a handle on it, and the kernel knows how many there are.
 const (
-	maxName   = 240 // CreateMutex takes MAX_PATH, 260, and there are suffixes
-	bornNamed = true
-	namesStay = true
-	hasFile   = false
-
 	headerLength = 4 << 10 // also where Windows gives memory out by 64 KiB
 
-	// A mark is at this offset of the header, in what the header leaves free.
-	markOffset = int64(headerLength - len(unlinkedMark))
+	// The mark is at this offset of the header.
+	markOffset = int64(headerLength - markLength)
+	markLength = 32
 
-	// unlinkedMark is long enough for no block without header to have it, where
-	// it has its own data, by chance.
-	unlinkedMark = "shmkit: this block has no name\x1a\n"
+	// The marks are long enough for no block without header to have one there by
+	// chance, where it has its own data.
+	publishedMark = "shmkit: this block has its name\n"
+	unlinkedMark  = "shmkit: this block has no name\x1a\n"
 
 	// generations bounds how many blocks of one name can be in use at once; all
 	// but one are unlinked.
@@ -62,58 +59,74 @@ func generationName(name string, generation int) string {
 	return name + "!" + strconv.Itoa(generation)
 }
 
-func mutexName(name string) string   { return name + "!mutex" }
 func lifeName(section string) string { return section + "!life" }
+
+func init() { object.SetDefault(sections{}) }
+
+// sections implements [object.System].
+type sections struct{}
+
+func (sections) Limits() object.Limits {
+	return object.Limits{
+		MaxName:      240, // CreateMutex takes MAX_PATH, 260, and there are suffixes
+		HeaderLength: headerLength,
+		NamesStay:    true,
+		Restricts:    true,
+	}
+}
 
 var ntQueryObject = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtQueryObject")
 
-// object is a section with a view of all of it, which lasts as long as the
-// handle unless mmap has passed it on.
-type object struct {
+// sectionObject implements [object.Object]. It is a section with a view of all of
+// it, which lasts as long as the handle unless Map has passed it on.
+type sectionObject struct {
 	name     string // of the block
-	section  string // name of the section
+	section  string // name of the section, "" for an anonymous block
 	handle   windows.Handle
 	view     []byte
 	writable bool
 	managed  bool // it has a header, and room for a mark in it
-	passedOn bool // the view belongs to whom mmap gave it
+	passedOn bool // the view belongs to the caller of Map
 
-	mutex  windows.Handle // of the mutex lane, once it has been asked for
-	locked bool           // the mutex is held, by this very thread
-	life   windows.Handle // of the life lane, while that is held
+	mutex  windows.Handle // 0 until it is asked for
+	locked bool           // this thread has the mutex
+	life   windows.Handle // event that those who have joined have a handle on
 }
 
-func createObject(name string, size int64, c config) (*object, error) {
-	if c.has(optPersistent) {
+func (sections) Create(name string, size int64, opts object.Options) (object.Object, error) {
+	if opts.Persistent {
 		return nil, fmt.Errorf("%w: the system ends a block with its last handle", errors.ErrUnsupported)
 	}
 	if size > maxSize {
-		return nil, ErrNoSpace
+		return nil, object.TooLargeError{Err: ErrNoSpace}
 	}
 	// The mutex keeps two processes from taking different generations.
-	o := &object{name: name, writable: true, managed: !c.has(optHeaderless)}
-	err := o.lock(laneMutex, alone)
+	o := &sectionObject{name: name, section: name, writable: true, managed: !opts.Headerless}
+	err := o.TryLock()
 	if err == nil {
 		err = o.create(size)
-		o.lock(laneMutex, unheld)
+		o.Unlock()
 	}
 	if err != nil {
-		o.unlock()
-		o.close()
-		return nil, soon(err)
+		o.Leave()
+		o.Close()
+		if errors.Is(err, ErrBusy) {
+			err = object.RetryError{Err: err}
+		}
+		return nil, err
 	}
 	return o, nil
 }
 
-// create makes the section, and holds its life lane before there is one.
-func (o *object) create(size int64) error {
+// create makes the section, and joins before there is one.
+func (o *sectionObject) create(size int64) error {
 	free, err := o.freeGeneration()
 	if err != nil {
 		return err
 	}
 	o.section = generationName(o.name, free)
 	if o.managed {
-		if err := o.lock(laneLife, shared); err != nil {
+		if err := o.Join(); err != nil {
 			return err
 		}
 	}
@@ -128,14 +141,14 @@ func (o *object) create(size int64) error {
 }
 
 // freeGeneration returns the lowest one that is free, if the name is.
-func (o *object) freeGeneration() (int, error) {
+func (o *sectionObject) freeGeneration() (int, error) {
 	free := -1
 	for g := range generations {
 		there, err := openSection(o.name, g, false)
 		switch {
 		case err == nil:
-			linked, err := there.linked()
-			there.close()
+			linked, err := there.Linked()
+			there.Close()
 			if linked || err != nil {
 				return 0, fs.ErrExist
 			}
@@ -151,7 +164,7 @@ func (o *object) freeGeneration() (int, error) {
 	return free, nil
 }
 
-func openObject(name string, write bool) (*object, error) {
+func (sections) Open(name string, write bool) (object.Object, error) {
 	for g := range generations {
 		o, err := openSection(name, g, write)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -160,11 +173,13 @@ func openObject(name string, write bool) (*object, error) {
 		if err != nil {
 			return nil, err
 		}
-		linked, err := o.linked()
-		if linked {
-			return o, nil
+		linked, err := o.Linked()
+		if err == nil && linked {
+			if err = o.published(); err == nil {
+				return o, nil
+			}
 		}
-		o.close()
+		o.Close()
 		if err != nil {
 			return nil, err
 		}
@@ -172,8 +187,44 @@ func openObject(name string, write bool) (*object, error) {
 	return nil, windows.ERROR_FILE_NOT_FOUND
 }
 
-func openSection(name string, generation int, write bool) (*object, error) {
-	o := &object{name: name, section: generationName(name, generation), writable: write}
+// published returns a RetryError for a block whose creator has not come to Publish:
+// without a mark, but with a process that has joined. What has neither is another
+// program's section.
+func (o *sectionObject) published() error {
+	if o.marked() {
+		return nil
+	}
+	life, err := windows.OpenEvent(windows.SYNCHRONIZE, false, utf16(lifeName(o.section)))
+	closeHandle(&life)
+	if errors.Is(err, fs.ErrNotExist) || o.marked() {
+		return nil
+	}
+	return object.RetryError{Err: ErrNotSegment}
+}
+
+// marked reports whether Publish has marked the section, or Unlink after it.
+func (o *sectionObject) marked() bool {
+	mark := o.mark()
+	return mark == publishedMark || mark == unlinkedMark
+}
+
+// mark returns the mark of the section, or what is in its place.
+func (o *sectionObject) mark() string {
+	var mark [markLength]byte
+	n, _ := o.ReadAt(mark[:], markOffset)
+	return string(mark[:n])
+}
+
+func (o *sectionObject) setMark(mark string) error {
+	n, err := o.WriteAt([]byte(mark), markOffset)
+	if err == nil && n < len(mark) {
+		err = ErrFault
+	}
+	return err
+}
+
+func openSection(name string, generation int, write bool) (*sectionObject, error) {
+	o := &sectionObject{name: name, section: generationName(name, generation), writable: write}
 	var err error
 	o.handle, err = section.Open(o.section, write)
 	if errors.Is(err, windows.ERROR_INVALID_HANDLE) {
@@ -191,14 +242,14 @@ func openSection(name string, generation int, write bool) (*object, error) {
 		err = o.mapAll()
 	}
 	if err != nil {
-		o.close()
+		o.Close()
 		return nil, err
 	}
 	return o, nil
 }
 
 // mapAll makes the view. The system knows the size of a section by pages only.
-func (o *object) mapAll() error {
+func (o *sectionObject) mapAll() error {
 	access := uint32(windows.FILE_MAP_READ)
 	if o.writable {
 		access |= windows.FILE_MAP_WRITE
@@ -216,90 +267,76 @@ func (o *object) mapAll() error {
 	return nil
 }
 
-// linked reports whether the section is the block's that has the name.
-func (o *object) linked() (bool, error) {
-	var mark [len(unlinkedMark)]byte
-	_, err := o.readAt(mark[:], markOffset)
-	return string(mark[:]) != unlinkedMark, err
+func (o *sectionObject) Name() string   { return o.name }
+func (o *sectionObject) Writable() bool { return o.writable }
+
+// Sealed implements [object.Object]: no section of the page file changes its size.
+func (o *sectionObject) Sealed() bool { return o.section == "" }
+
+// Stat implements [object.Object]. The permissions are those of section.Security.
+func (o *sectionObject) Stat() (object.Stat, error) {
+	return object.Stat{Size: int64(len(o.view)), Mode: 0o600, Owner: -1}, nil
 }
 
-// stat: the permissions are those of section.Security.
-func (o *object) stat() (objectInfo, error) {
-	return objectInfo{size: int64(len(o.view)), mode: 0o600, owner: -1}, nil
-}
-
-// newborn takes an object without magic for a block being born while somebody
-// holds the life lane of it, as its creator does from before it exists. One
-// without a name is found by nobody before it is born.
-func (o *object) newborn() error {
-	if o.section == "" {
+func (o *sectionObject) Publish() error {
+	if !o.managed {
 		return nil
 	}
-	h, err := o.holder(laneLife)
-	if err == nil && h != unheld {
-		err = again{ErrNotSegment}
-	}
-	return err
+	return o.setMark(publishedMark)
 }
 
-func (o *object) lockable() error {
-	o.managed = true
-	return nil
-}
+// Linked implements [object.Object]. A block without header has its name as long
+// as there is a handle on it.
+func (o *sectionObject) Linked() (bool, error) { return o.name != "" && o.mark() != unlinkedMark, nil }
 
-func (o *object) publish(string) error { return nil }
-
-func (o *object) named(string) (bool, error) {
-	if !o.managed {
-		return true, nil
-	}
-	return o.linked()
-}
-
-// unlink marks the section as what has no name. A block without header has no
-// room for it, so it keeps its name.
-func (o *object) unlink(string) error {
+// Unlink implements [object.Object]. A block without header has no room for a mark.
+func (o *sectionObject) Unlink() error {
 	if !o.managed {
 		return fmt.Errorf("%w: a Headerless block has its name until the last handle is closed", errors.ErrUnsupported)
 	}
-	n, err := o.writeAt([]byte(unlinkedMark), markOffset)
-	if err == nil && n < len(unlinkedMark) {
-		err = ErrFault
-	}
-	return err
+	return o.setMark(unlinkedMark)
 }
 
-// adoptAnonymous: package manager hands out no memory here.
-func adoptAnonymous(*memsource.Source, int64, bool) (*object, error) {
+func (sections) CreateMemory(int64) (uintptr, error) { return 0, errors.ErrUnsupported }
+
+func (sections) MemorySize(fd uintptr) (int64, error) { return section.Size(windows.Handle(fd)) }
+
+func (sections) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
+	own, err := section.Duplicate(windows.Handle(fd), readOnly)
+	return uintptr(own), err
+}
+
+func (sections) Adopt(uintptr, int64, bool) (object.Object, error) {
 	return nil, errors.ErrUnsupported
 }
 
-// createAnonymous: the memory of a section is always reserved.
-func createAnonymous(size int64, _ bool) (*object, error) {
+// CreateAnonymous implements [object.System]: the memory of a section is always
+// reserved.
+func (sections) CreateAnonymous(size int64, _ bool) (object.Object, error) {
 	if size > maxSize {
-		return nil, ErrNoSpace
+		return nil, object.TooLargeError{Err: ErrNoSpace}
 	}
 	h, err := section.CreateAnonymous(size)
 	if err != nil {
 		return nil, spaceErr(err)
 	}
-	return newAnonymous(h, true)
+	return newSection(h, true)
 }
 
-// newAnonymous returns the object of an anonymous block, to which h passes. It
-// has no lanes.
-func newAnonymous(h windows.Handle, write bool) (*object, error) {
-	o := &object{handle: h, writable: write}
+// newSection returns an object that owns h: that of an anonymous block, unless the
+// caller names it.
+func newSection(h windows.Handle, write bool) (*sectionObject, error) {
+	o := &sectionObject{handle: h, writable: write}
 	if err := o.mapAll(); err != nil {
-		o.close()
+		o.Close()
 		return nil, err
 	}
 	return o, nil
 }
 
-// fromFD takes nothing but a section of the page file for a block. Its name says
-// whose lanes there are: the kernel's word, for nobody can give a section another.
-func fromFD(fd uintptr) (*object, error) {
+// FromFD implements [object.System]: only a section of the page file is an object.
+// The kernel says what its name is, which never changes, and so what its locks are.
+func (sections) FromFD(fd uintptr) (object.Object, error) {
 	h := windows.Handle(fd)
 	if _, err := section.Size(h); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
@@ -319,41 +356,36 @@ func fromFD(fd uintptr) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := newAnonymous(own, info.access&windows.FILE_MAP_WRITE != 0)
-	if err == nil {
-		if o.name, _, _ = strings.Cut(name, "!"); o.name != "" {
-			o.section = name
-		}
-	}
-	return o, err
-}
-
-// file duplicates the handle: there is nothing else to it.
-func (o *object) file(name string, readOnly bool) (*os.File, error) {
-	h, err := section.Duplicate(o.handle, readOnly || !o.writable)
+	o, err := newSection(own, info.access&windows.FILE_MAP_WRITE != 0)
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(h), name), nil
-}
-
-// isSealed reports whether the object is that of an anonymous block. No section
-// of the page file changes its size.
-func (o *object) isSealed() bool { return o.section == "" }
-
-func (o *object) findName() string {
-	name, err := checkName(o.name)
-	if linked, _ := o.linked(); err != nil || name != o.name || !linked {
-		return ""
+	blockName, _, _ := strings.Cut(name, "!")
+	if blockName == "" {
+		return o, nil
 	}
-	return name
+	o.name, o.section = blockName, name
+	if err := o.published(); err != nil {
+		o.Close()
+		return nil, err
+	}
+	if linked, _ := o.Linked(); !linked || !blockname.Valid(blockName, 240) {
+		o.name = ""
+	}
+	return o, nil
 }
 
-// unlinkUnopened can do nothing: to unlink is to write.
-func unlinkUnopened(string) error { return windows.ERROR_ACCESS_DENIED }
+// Descriptor implements [object.Object].
+func (o *sectionObject) Descriptor(readOnly bool) (uintptr, error) {
+	h, err := section.Duplicate(o.handle, readOnly || !o.writable)
+	return uintptr(h), err
+}
 
-// mmap passes the view on. All of it can be written to if it was opened so.
-func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
+// UnlinkUnopened implements [object.System]: to unlink is to write.
+func (sections) UnlinkUnopened(string) error { return windows.ERROR_ACCESS_DENIED }
+
+// Map implements [object.Object]: it passes the view on.
+func (o *sectionObject) Map(length, writable int, populate bool) ([]byte, error) {
 	if o.writable && writable < length {
 		var old uint32
 		rest := o.view[writable:]
@@ -365,24 +397,24 @@ func (o *object) mmap(length, writable int, populate bool) ([]byte, error) {
 	if populate {
 		var b [32 << 10]byte
 		for off := 0; off < length; off += len(b) {
-			o.readAt(b[:], int64(off))
+			o.ReadAt(b[:], int64(off))
 		}
 	}
 	o.passedOn = true
 	return o.view[:length:length], nil
 }
 
-func munmap(mem []byte) {
+func (sections) Unmap(mem []byte) {
 	windows.UnmapViewOfFile(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))
 }
 
-// revoke: the addresses of a view go with it.
-func revoke([]byte) error { return errors.ErrUnsupported }
-func revocable() int64    { return 0 }
+// Revoke implements [object.System]: the addresses of a view go with it.
+func (sections) Revoke([]byte) error { return errors.ErrUnsupported }
+func (sections) Revocable() int64    { return 0 }
 
-// readAt and writeAt have the kernel move the bytes, as a debugger does: they end
-// where memory would fault.
-func (o *object) readAt(p []byte, off int64) (int, error) {
+// ReadAt and WriteAt implement [object.Object]. The kernel moves the bytes, as for a
+// debugger: they end where memory would fault.
+func (o *sectionObject) ReadAt(p []byte, off int64) (int, error) {
 	if off >= int64(len(o.view)) {
 		return 0, nil
 	}
@@ -392,7 +424,7 @@ func (o *object) readAt(p []byte, off int64) (int, error) {
 	return moved(n, err)
 }
 
-func (o *object) writeAt(p []byte, off int64) (int, error) {
+func (o *sectionObject) WriteAt(p []byte, off int64) (int, error) {
 	if off >= int64(len(o.view)) {
 		return 0, ErrFault
 	}
@@ -409,37 +441,30 @@ func moved(n uintptr, err error) (int, error) {
 	return int(n), err
 }
 
-// punch: memory of a section cannot be given back.
-func (o *object) punch(off, n int64) error { return errors.ErrUnsupported }
+// Punch implements [object.Object]: memory of a section cannot be given back.
+func (o *sectionObject) Punch(off, n int64) error { return errors.ErrUnsupported }
 
-// lock: the mutex is the thread's, so the goroutine that holds it stays on its
-// thread. If a process ended with it, the next one has it all the same. It is
-// waited for a little, because those who wait get it in turn.
-func (o *object) lock(l lane, h hold) error {
-	switch {
-	case l == laneLife && h == unheld:
-		closeHandle(&o.life)
-	case l == laneLife:
-		return o.live(h)
-	case h == unheld:
-		if o.locked {
-			o.locked = false
-			windows.ReleaseMutex(o.mutex)
-			runtime.UnlockOSThread()
-		}
-	default:
-		return o.lockMutex()
-	}
+func (o *sectionObject) ReceiveFrom(uintptr, int64, int) (int, error) {
+	return 0, errors.ErrUnsupported
+}
+
+func (o *sectionObject) Lockable() error {
+	o.managed = true
 	return nil
 }
 
-func (o *object) lockMutex() error {
+// TryLock implements [object.Locks]. The mutex belongs to the thread, so the
+// goroutine that holds it stays on its thread. If a process ends with it, the next
+// one gets it all the same. It waits for a little, because those who wait get it in
+// turn.
+func (o *sectionObject) TryLock() error {
 	if o.mutex == 0 {
 		security, err := section.Security()
 		if err != nil {
 			return err
 		}
-		h, err := windows.CreateMutex(security, false, utf16(mutexName(o.name)))
+		name, _, _ := strings.Cut(o.section, "!")
+		h, err := windows.CreateMutex(security, false, utf16(name+"!mutex"))
 		if h == 0 {
 			return spaceErr(err)
 		}
@@ -458,32 +483,42 @@ func (o *object) lockMutex() error {
 	return ErrBusy
 }
 
-// live takes the life lane. To hold it alone, which is asked for under the mutex
-// only, is to have the one handle there is.
-func (o *object) live(h hold) error {
-	had := o.life != 0
-	if !had {
-		security, err := section.Security()
-		if err != nil {
-			return err
-		}
-		life, err := windows.CreateEvent(security, 0, 0, utf16(lifeName(o.section)))
-		if life == 0 {
-			return spaceErr(err)
-		}
-		o.life = life
+func (o *sectionObject) Unlock() {
+	if o.locked {
+		o.locked = false
+		windows.ReleaseMutex(o.mutex)
+		runtime.UnlockOSThread()
 	}
-	if h == shared {
+}
+
+func (o *sectionObject) Join() error {
+	if o.life != 0 {
 		return nil
 	}
-	n, err := handleCount(o.life)
-	if err == nil && n > 1 {
-		err = ErrBusy
+	security, err := section.Security()
+	if err != nil {
+		return err
 	}
-	if err != nil && !had {
+	life, err := windows.CreateEvent(security, 0, 0, utf16(lifeName(o.section)))
+	if life == 0 {
+		return spaceErr(err)
+	}
+	o.life = life
+	return nil
+}
+
+// Alone implements [object.Locks]: the handle of this Object is the only one.
+func (o *sectionObject) Alone() (bool, error) {
+	had := o.life != 0
+	if err := o.Join(); err != nil {
+		return false, err
+	}
+	n, err := handleCount(o.life)
+	alone := err == nil && n == 1
+	if !alone && !had {
 		closeHandle(&o.life)
 	}
-	return err
+	return alone, err
 }
 
 // handleCount returns how many handles there are on an object, in all processes.
@@ -506,33 +541,39 @@ func objectInformation(h windows.Handle) (info basicInformation, err error) {
 	return info, err
 }
 
-// holder looks under the mutex, for its own handle is a hold to whoever counts.
-// It is asked only through objects that do not hold the lane themselves.
-func (o *object) holder(laneLife lane) (hold, error) {
-	switch err := o.lock(laneMutex, alone); {
+// Others implements [object.Locks]. It takes the mutex, because to open the event
+// is to join for those who count.
+func (o *sectionObject) Others() (object.Presence, error) {
+	if o.life != 0 {
+		if n, err := handleCount(o.life); err != nil || n > 1 {
+			return object.Somebody, err
+		}
+		return object.Nobody, nil
+	}
+	switch err := o.TryLock(); {
 	case errors.Is(err, ErrBusy):
-		return alone, nil
+		return object.Deciding, nil
 	case err == nil:
-		defer o.lock(laneMutex, unheld)
-	case !errors.Is(err, fs.ErrPermission): // who may only read may not lock
-		return unheld, err
+		defer o.Unlock()
+	case !errors.Is(err, fs.ErrPermission): // a process that may only read may not lock
+		return object.Nobody, err
 	}
 	life, err := windows.OpenEvent(windows.SYNCHRONIZE, false, utf16(lifeName(o.section)))
 	if errors.Is(err, fs.ErrNotExist) {
-		return unheld, nil
+		return object.Nobody, nil
 	}
 	closeHandle(&life)
-	return shared, nil
+	return object.Somebody, nil
 }
 
-func (o *object) unlock() {
-	o.lock(laneLife, unheld)
-	o.lock(laneMutex, unheld)
+func (o *sectionObject) Leave() {
+	closeHandle(&o.life)
+	o.Unlock()
 }
 
-func (o *object) close() {
+func (o *sectionObject) Close() {
 	if !o.passedOn && o.view != nil {
-		munmap(o.view)
+		sections{}.Unmap(o.view)
 	}
 	closeHandle(&o.mutex)
 	closeHandle(&o.handle)
@@ -545,8 +586,8 @@ func closeHandle(h *windows.Handle) {
 	}
 }
 
-// listObjects: one name can be that of several sections.
-func listObjects(f func(name string) bool) error {
+// List implements [object.System]. One name can be that of several sections.
+func (sections) List(f func(name string) bool) error {
 	sections, err := section.Names()
 	if err != nil {
 		return err
@@ -586,5 +627,3 @@ func spaceErr(err error) error {
 func pollable(uintptr) bool                { return false }
 func readFD(uintptr, []byte) (int, error)  { return 0, errors.ErrUnsupported }
 func writeFD(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }
-
-func (o *object) receive(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }

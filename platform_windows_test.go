@@ -203,8 +203,9 @@ func TestNewborn(t *testing.T) {
 		})
 	}
 	born := section(t, block(t, 10).Name(), 8192)
-	copy(view[8:4096], born[8:4096])
-	copy(view, born[:8])
+	const mark = 4096 - 32
+	copy(view[:mark], born)
+	copy(view[mark:], born[mark:4096])
 	all.Wait()
 	windows.CloseHandle(life)
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
 )
 
@@ -102,7 +103,7 @@ type layout struct {
 
 func newLayout(capacity int64, flags uint32) layout {
 	l := layout{
-		headerSize: headerLength,
+		headerSize: object.Current.Limits().HeaderLength,
 		capacity:   capacity,
 		flags:      flags,
 		creator:    os.Getpid(),
@@ -174,21 +175,9 @@ func parseLayout(b []byte, objectSize int64) (layout, error) {
 // readHeader returns a copy of the header that o begins with and what it says.
 // The copy is read past the mapping, so that nothing is mapped before it is
 // known to be sound and the peer that changes it cannot change it in between.
-// For a block that is being born the error is one of again.
-func readHeader(o *object, objectSize int64) (layout, header, error) {
-	l, h, err := copyHeader(o, objectSize)
-	if bornNamed && err == ErrNotSegment {
-		if err := o.newborn(); err != nil {
-			return layout{}, nil, err
-		}
-		return copyHeader(o, objectSize) // it may have been born just now
-	}
-	return l, h, err
-}
-
-func copyHeader(o *object, objectSize int64) (layout, header, error) {
+func readHeader(o object.Object, objectSize int64) (layout, header, error) {
 	b := make([]byte, headerUsed)
-	n, err := o.readAt(b, 0)
+	n, err := o.ReadAt(b, 0)
 	if err != nil {
 		return layout{}, nil, err
 	}
@@ -214,33 +203,12 @@ func raise(w *atomic.Uint64, v uint64) {
 	}
 }
 
-// A lane is a lock of a block; an attachment can hold both.
-type lane int
-
-const (
-	laneMutex lane = iota // held alone, for microseconds, by whoever attaches, detaches or unlinks
-	laneLife              // held shared by everybody attached
-)
-
-// A hold is how a lane is held.
-type hold int
-
-const (
-	unheld hold = iota
-	shared
-	alone
-)
-
 // again marks an error that may go away by itself: whoever gets it lets go of
 // the object and starts over from the name.
-type again struct{ error }
-
-func (e again) Unwrap() error { return e.error }
+type again = object.RetryError
 
 // never marks ErrNoSpace for a size that is too large whatever others release.
-type never struct{ error }
-
-func (e never) Unwrap() error { return e.error }
+type never = object.TooLargeError
 
 // soon marks ErrBusy, and no other error, with again.
 func soon(err error) error {
@@ -257,17 +225,17 @@ func (a *attachment) found() error {
 	b := a.layout.marshal()
 	a.counted = true
 	if a.layout.anonymous() {
-		_, err := a.obj.writeAt(b, 0) // all at once, and without a page fault
+		_, err := a.obj.WriteAt(b, 0) // all at once, and without a page fault
 		return err
 	}
-	if err := a.obj.lockable(); err != nil {
+	if err := a.obj.Lockable(); err != nil {
 		return err
 	}
-	if err := a.obj.lock(laneLife, shared); err != nil {
+	if err := a.obj.Join(); err != nil {
 		return err
 	}
 	if a.layout.sparse() { // the memory may not be there, which is then told as what it is
-		if _, err := a.obj.writeAt(b[len(magic):], int64(len(magic))); err != nil {
+		if _, err := a.obj.WriteAt(b[len(magic):], int64(len(magic))); err != nil {
 			return err
 		}
 	}
@@ -284,27 +252,25 @@ func (a *attachment) attach() error {
 	if a.layout.anonymous() {
 		return a.attachAnonymous()
 	}
-	if !a.obj.writable {
+	if !a.obj.Writable() {
 		return a.attachUncounted()
 	}
-	if err := a.obj.lock(laneMutex, alone); err != nil {
+	if err := a.obj.TryLock(); err != nil {
 		return soon(err)
 	}
-	abandoned := false
-	switch err := a.obj.lock(laneLife, alone); {
-	case err == nil && !a.layout.persistent():
-		bury(a.obj, a.name) // whoever was attached was killed
+	alone, err := a.obj.Alone()
+	if err != nil {
+		return err
+	}
+	if alone && !a.layout.persistent() {
+		bury(a.obj) // whoever was attached was killed
 		return fs.ErrNotExist
-	case err == nil:
-		abandoned = true // by processes that were killed
-	case !errors.Is(err, ErrBusy):
+	}
+	if err := a.share(alone); err != nil {
 		return err
 	}
-	if err := a.share(abandoned); err != nil {
-		return err
-	}
-	err := a.words(func(h header) {
-		if abandoned {
+	err = a.words(func(h header) {
+		if alone {
 			h.count().Store(0) // what killed processes left in it
 		}
 		h.count().Add(1)
@@ -313,7 +279,8 @@ func (a *attachment) attach() error {
 		return err
 	}
 	a.counted = true
-	return a.obj.lock(laneMutex, unheld)
+	a.obj.Unlock()
+	return nil
 }
 
 // attachUncounted attaches a process that may only read. It can take neither
@@ -334,15 +301,15 @@ func (a *attachment) attachUncounted() error {
 // inUse reports whether a process is attached to the block. It returns
 // fs.ErrNotExist for a stale block; one that is not in use is Persistent.
 func (a *attachment) inUse(l layout) (bool, error) {
-	switch h, err := a.obj.holder(laneLife); {
+	switch others, err := a.obj.Others(); {
 	case err != nil:
 		return false, err
-	case h == alone: // a process is finding out whether the block is stale
+	case others == object.Deciding: // whether the block is stale
 		return false, again{ErrBusy}
-	case h == unheld && !l.persistent():
+	case others == object.Nobody && !l.persistent():
 		return false, fs.ErrNotExist
 	default:
-		return h == shared, nil
+		return others == object.Somebody, nil
 	}
 }
 
@@ -350,14 +317,14 @@ func (a *attachment) inUse(l layout) (bool, error) {
 // one its name leads to. A block that came by a file need not have a name, but
 // if it is abandoned it ended when it lost that.
 func (a *attachment) share(abandoned bool) error {
-	if err := a.obj.lock(laneLife, shared); err != nil {
+	if err := a.obj.Join(); err != nil {
 		return soon(err)
 	}
-	if named, err := a.obj.named(a.name); err != nil {
+	if linked, err := a.obj.Linked(); err != nil {
 		return err
-	} else if !named && !a.handed {
+	} else if !linked && !a.handed {
 		return again{fs.ErrNotExist}
-	} else if !named && abandoned {
+	} else if !linked && abandoned {
 		return fs.ErrNotExist
 	}
 	dead := false
@@ -378,7 +345,7 @@ func (a *attachment) share(abandoned bool) error {
 // nobody else is attached, is then left for whoever comes next.
 func (a *attachment) detach() {
 	if !a.counted {
-		a.obj.unlock()
+		a.obj.Leave()
 		return
 	}
 	if a.layout.anonymous() {
@@ -390,10 +357,13 @@ func (a *attachment) detach() {
 		a.life.Lock()
 	}
 	defer a.life.Unlock()
-	defer a.obj.unlock()
+	defer a.obj.Leave()
 	a.words(func(h header) { h.count().Add(^uint32(0)) })
-	if err == nil && !a.layout.persistent() && a.obj.lock(laneLife, alone) == nil {
-		bury(a.obj, a.name)
+	if err != nil || a.layout.persistent() {
+		return
+	}
+	if alone, _ := a.obj.Alone(); alone {
+		bury(a.obj)
 	}
 }
 
@@ -402,7 +372,7 @@ func (a *attachment) detach() {
 func (a *attachment) lockMutex() error {
 	return patiently(func() error {
 		a.life.Lock()
-		err := a.obj.lock(laneMutex, alone)
+		err := a.obj.TryLock()
 		if err != nil {
 			a.life.Unlock()
 		}
@@ -411,7 +381,7 @@ func (a *attachment) lockMutex() error {
 }
 
 func (a *attachment) unlockMutex() {
-	a.obj.lock(laneMutex, unheld)
+	a.obj.Unlock()
 	a.life.Unlock()
 }
 
@@ -428,60 +398,63 @@ func (a *attachment) words(f func(h header)) error {
 // unlinked; the caller holds both lanes of it alone. Whether it may be unlinked
 // is the system's to say: in a directory with the sticky bit only its owner can.
 // It then stays, dead, for its owner.
-func bury(o *object, name string) error {
+func bury(o object.Object) error {
 	dead := binary.NativeEndian.AppendUint32(nil, stateDead)
-	o.writeAt(dead, offState) // a full or truncated object does not change the verdict
+	o.WriteAt(dead, offState) // a full or truncated object does not change the verdict
 	// Unlinking takes a name, not an object. Nobody but an outsider who does not
 	// hold the mutex lane can bind the name to another object in between.
-	return unlinkIfNamed(o, name)
+	return unlinkIfLinked(o)
 }
 
-// unlinkIfNamed takes the name away from the object if it leads to it.
-func unlinkIfNamed(o *object, name string) error {
-	named, err := o.named(name)
-	if err == nil && !named {
+// unlinkIfLinked unlinks the object if its name leads to it.
+func unlinkIfLinked(o object.Object) error {
+	linked, err := o.Linked()
+	if err == nil && !linked {
 		err = fs.ErrNotExist
 	}
 	if err != nil {
 		return err
 	}
-	return o.unlink(name)
+	return o.Unlink()
 }
 
 // reap unlinks the block called name if it is ours and nobody is attached to
 // it, and reports whether it did.
 func reap(name string) (bool, error) {
-	o, err := openObject(name, true)
+	o, err := object.Current.Open(name, true)
 	if err != nil {
 		return false, soon(err)
 	}
-	defer o.close()
-	info, err := o.stat()
+	defer o.Close()
+	info, err := o.Stat()
 	if err != nil {
 		return false, err
 	}
-	l, _, err := readHeader(o, info.size)
+	l, _, err := readHeader(o, info.Size)
 	if err != nil && !errors.Is(err, errTruncated) || l.persistent() {
 		return false, err
 	}
-	if err := o.lockable(); err != nil {
+	if err := o.Lockable(); err != nil {
 		return false, err
 	}
 	// Asking first spares the living: the lock would make an opener wait.
-	switch h, err := o.holder(laneLife); {
-	case err != nil || h == shared:
+	switch others, err := o.Others(); {
+	case err != nil || others == object.Somebody:
 		return false, err
-	case h == alone:
+	case others == object.Deciding:
 		return false, again{ErrBusy}
 	}
-	defer o.unlock()
-	if err := o.lock(laneMutex, alone); err != nil {
+	defer o.Leave()
+	if err := o.TryLock(); err != nil {
 		return false, soon(err)
 	}
-	if err := o.lock(laneLife, alone); err != nil {
-		return false, soon(err) // attached in the meantime
+	switch alone, err := o.Alone(); {
+	case err != nil:
+		return false, err
+	case !alone: // attached in the meantime
+		return false, again{ErrBusy}
 	}
-	err = bury(o, name)
+	err = bury(o)
 	return err == nil, err
 }
 
@@ -516,7 +489,7 @@ func (t *attempt) retry(f func() error) error {
 			return err
 		}
 		if t.left <= 0 {
-			return transient.error
+			return transient.Err
 		}
 		// Processes that begin to wait together do not go on together.
 		start, jittered := time.Now(), pause/2+rand.N(pause)

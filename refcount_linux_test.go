@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -50,6 +48,7 @@ func waitStopped(t *testing.T, pid int) {
 // TestFrozenWaiter stops a process that waits for the mutex for longer than its
 // patience, as a frozen container does. It does not give up when it goes on.
 func TestFrozenWaiter(t *testing.T) {
+	onTmpfs(t)
 	if _, err := os.Stat("/proc/self/stat"); err != nil {
 		t.Skip("cannot tell whether a process has stopped: ", err)
 	}
@@ -113,6 +112,7 @@ var crowdProgram = proctest.Register("crowd", func(p *proctest.Parent) error {
 // TestCrowd has very many processes attach to one name and leave it. They starve
 // each other, and more so where they have few processors, but none gives up.
 func TestCrowd(t *testing.T) {
+	onTmpfs(t)
 	name := unique(t)
 	crowd := make([]*proctest.Child, rounds(200))
 	for i := range crowd {
@@ -134,6 +134,7 @@ func TestCrowd(t *testing.T) {
 // TestOnePatience has a call wait in two loops for a process that was stopped. It
 // has no patience for each.
 func TestOnePatience(t *testing.T) {
+	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}

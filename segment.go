@@ -110,6 +110,7 @@ import (
 	"github.com/shmkit/shm/internal/blockname"
 	"github.com/shmkit/shm/internal/gate"
 	"github.com/shmkit/shm/internal/leaks"
+	"github.com/shmkit/shm/internal/object"
 )
 
 // A Segment is an attachment to a block. It implements [io.Reader], [io.Writer],
@@ -143,7 +144,7 @@ type handle struct {
 // in the life of. It ends by close, once, from Segment.Close or from drop.
 type attachment struct {
 	name     string
-	obj      *object
+	obj      object.Object
 	layout   layout // zero if headerless
 	mem      []byte // all of the object that is mapped
 	data     []byte // mem behind the header
@@ -158,7 +159,7 @@ type attachment struct {
 
 	warmed atomic.Uint64 // where in the data long writes have come to; see fresh
 
-	life    sync.Mutex // held by whoever holds the mutex lane through obj
+	life    sync.Mutex // held by the goroutine that holds the mutex of obj
 	counted bool       // part of the count in the header; set by attach
 }
 
@@ -281,7 +282,7 @@ func create(t *attempt, name string, size int64, opts []Option) (*attachment, er
 	if errors.Is(err, ErrNoSpace) && !unique && taken(name) {
 		err = fs.ErrExist // somebody was faster, and has the memory
 	}
-	if err == nil && a.raw && !namesStay {
+	if err == nil && a.raw && !object.Current.Limits().NamesStay {
 		leaks.CreatedRaw(a.name)
 	}
 	return a, err
@@ -299,7 +300,7 @@ func newBlock(t *attempt, name string, size int64, c config) (*attachment, error
 	if err != nil {
 		return nil, err
 	}
-	if err := claim(t, name, func() error { return a.obj.publish(name) }); err != nil {
+	if err := claim(t, name, func() error { return a.obj.Publish() }); err != nil {
 		a.discard()
 		return nil, err
 	}
@@ -331,13 +332,17 @@ func prepare(t *attempt, name string, size int64, c config) (*attachment, error)
 	}
 	length := int(size) + a.layout.headerSize
 	var err error
-	if c.source != nil {
-		a.obj, err = adoptAnonymous(c.source, int64(length), c.has(optSparse))
-	} else if c.has(optAnonymous) {
-		a.obj, err = createAnonymous(int64(length), c.has(optSparse))
-	} else {
+	switch {
+	case c.source != nil:
+		a.obj, err = adopt(c.source, int64(length), c.has(optSparse))
+	case c.has(optAnonymous):
+		err = t.retry(func() (err error) {
+			a.obj, err = object.Current.CreateAnonymous(int64(length), c.has(optSparse))
+			return err
+		})
+	default:
 		err = claim(t, name, func() (err error) {
-			a.obj, err = createObject(name, int64(length), c)
+			a.obj, err = object.Current.Create(name, int64(length), c.objectOptions())
 			return err
 		})
 	}
@@ -345,8 +350,8 @@ func prepare(t *attempt, name string, size int64, c config) (*attachment, error)
 		return nil, err
 	}
 	if a.raw {
-		if info, err := a.obj.stat(); err == nil {
-			length = int(info.size) // some systems round it up
+		if info, err := a.obj.Stat(); err == nil {
+			length = int(info.Size) // some systems round it up
 		}
 	}
 	if err = a.mmap(length, length, c); err == nil && !a.raw {
@@ -385,9 +390,9 @@ func openOnce(name string, c config) (*attachment, error) {
 	a := &attachment{name: name, raw: c.has(optHeaderless), readOnly: c.has(optReadOnly)}
 	var err error
 	// Write permission is needed to be counted, so it is asked for even to read.
-	a.obj, err = openObject(name, !a.raw || !a.readOnly)
+	a.obj, err = object.Current.Open(name, !a.raw || !a.readOnly)
 	if a.readOnly && errors.Is(err, fs.ErrPermission) {
-		a.obj, err = openObject(name, false)
+		a.obj, err = object.Current.Open(name, false)
 	}
 	if err != nil {
 		return nil, soon(err)
@@ -401,7 +406,7 @@ func openOnce(name string, c config) (*attachment, error) {
 
 // join attaches to the object that is open.
 func (a *attachment) join(c config) error {
-	info, err := a.obj.stat()
+	info, err := a.obj.Stat()
 	if err != nil {
 		return err
 	}
@@ -411,15 +416,17 @@ func (a *attachment) join(c config) error {
 	return a.openManaged(info, c)
 }
 
-func (a *attachment) openManaged(info objectInfo, c config) (err error) {
-	if a.layout, _, err = readHeader(a.obj, info.size); err != nil {
+func (a *attachment) openManaged(info object.Stat, c config) (err error) {
+	if a.layout, _, err = readHeader(a.obj, info.Size); err != nil {
 		return err
 	}
-	if a.layout.anonymous() != (a.handed && a.obj.isSealed()) {
+	if a.layout.anonymous() != a.obj.Sealed() {
 		return errNotSealed
 	}
-	if err := a.obj.lockable(); err != nil {
-		return err
+	if !a.layout.anonymous() {
+		if err := a.obj.Lockable(); err != nil {
+			return err
+		}
 	}
 	length := int64(a.layout.headerSize) + a.layout.capacity
 	if length > math.MaxInt {
@@ -427,7 +434,7 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 	}
 	writable := int(length)
 	switch {
-	case !a.obj.writable:
+	case !a.obj.Writable():
 		writable = 0
 	case a.readOnly:
 		writable = a.layout.headerSize // for the count
@@ -438,10 +445,10 @@ func (a *attachment) openManaged(info objectInfo, c config) (err error) {
 	return a.attach()
 }
 
-func (a *attachment) openRaw(info objectInfo, c config) error {
-	l, _, err := readHeader(a.obj, info.size)
+func (a *attachment) openRaw(info object.Stat, c config) error {
+	l, _, err := readHeader(a.obj, info.Size)
 	if err == nil && !l.anonymous() { // a stale block is none: Create replaces it
-		if err := a.obj.lockable(); err != nil {
+		if err := a.obj.Lockable(); err != nil {
 			return err
 		}
 		if _, err := a.inUse(l); err != nil {
@@ -455,20 +462,20 @@ func (a *attachment) openRaw(info objectInfo, c config) error {
 		return fmt.Errorf("%w: option Headerless for a block with a header", fs.ErrInvalid)
 	case !errors.Is(err, ErrNotSegment):
 		return err
-	case info.size == 0: // its creator has not come to setting the size
+	case info.Size == 0: // its creator has not come to setting the size
 		return fmt.Errorf("%w: empty", ErrNotSegment)
-	case info.size > math.MaxInt:
-		return fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, info.size)
+	case info.Size > math.MaxInt:
+		return fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, info.Size)
 	}
-	writable := int(info.size)
+	writable := int(info.Size)
 	if a.readOnly {
 		writable = 0
 	}
-	return a.mmap(int(info.size), writable, c)
+	return a.mmap(int(info.Size), writable, c)
 }
 
 func (a *attachment) mmap(length, writable int, c config) error {
-	mem, err := a.obj.mmap(length, writable, c.has(optPrefault))
+	mem, err := a.obj.Map(length, writable, c.has(optPrefault))
 	if err != nil {
 		return err
 	}
@@ -482,7 +489,7 @@ func (a *attachment) mmap(length, writable int, c config) error {
 
 // discard gives up an attachment that has come to nothing.
 func (a *attachment) discard() {
-	a.obj.unlock()
+	a.obj.Leave()
 	a.free()
 }
 
@@ -490,13 +497,13 @@ func (a *attachment) discard() {
 func (a *attachment) free() {
 	switch {
 	case a.kept:
-		revoke(a.mem) // or else the memory stays until drop
+		object.Current.Revoke(a.mem) // or else the memory stays until drop
 	case a.lent.Load():
 		retire(a.mem)
 	case a.mem != nil:
-		munmap(a.mem)
+		object.Current.Unmap(a.mem)
 	}
-	a.obj.close()
+	a.obj.Close()
 }
 
 // close detaches, and reports whether it was the first to. Calls in progress
@@ -744,7 +751,7 @@ func (a *attachment) clear(from, to, written int64) {
 	if from >= to {
 		return
 	}
-	if head := int64(a.layout.headerSize); a.hollow() && a.obj.punch(head+from, to-from) == nil {
+	if head := int64(a.layout.headerSize); a.hollow() && a.obj.Punch(head+from, to-from) == nil {
 		return
 	}
 	if to = min(to, written); from < to {
@@ -844,14 +851,14 @@ func (a *attachment) unlink() error {
 	if a.layout.anonymous() {
 		return fs.ErrNotExist
 	}
-	if !a.obj.writable { // it cannot lock
+	if !a.obj.Writable() { // it cannot lock
 		return unlink(a.name, a.obj)
 	}
 	if err := a.lockMutex(); err != nil {
 		return err
 	}
 	defer a.unlockMutex()
-	return unlinkIfNamed(a.obj, a.name)
+	return unlinkIfLinked(a.obj)
 }
 
 // Unlink takes the name of a block away at once; see [Segment.Unlink]. It works
@@ -875,43 +882,43 @@ func Unlink(name string) error {
 
 // unlink takes the name away from whatever block it leads to, or, unless only
 // is nil, from that one alone.
-func unlink(name string, only *object) error {
+func unlink(name string, only object.Object) error {
 	return patiently(func() error {
 		if only != nil {
-			if named, err := only.named(name); err != nil || !named {
+			if linked, err := only.Linked(); err != nil || !linked {
 				return cmp.Or(err, fs.ErrNotExist)
 			}
 		}
-		o, err := openObject(name, true)
+		o, err := object.Current.Open(name, true)
 		if errors.Is(err, fs.ErrPermission) {
-			return unlinkUnopened(name)
+			return object.Current.UnlinkUnopened(name)
 		}
 		if err != nil {
 			return soon(err)
 		}
-		defer o.close()
-		info, err := o.stat()
+		defer o.Close()
+		info, err := o.Stat()
 		if err != nil {
 			return err
 		}
-		_, _, err = readHeader(o, info.size)
+		_, _, err = readHeader(o, info.Size)
 		if errors.As(err, new(again)) {
 			return err
 		}
 		if err == nil || errors.Is(err, errTruncated) {
-			o.lockable() // where it is not, lock does what it can
+			o.Lockable() // where it is not, TryLock does what it can
 		}
-		defer o.unlock()
-		if err := o.lock(laneMutex, alone); err != nil {
+		defer o.Leave()
+		if err := o.TryLock(); err != nil {
 			return soon(err)
 		}
-		if named, err := o.named(name); err == nil && !named {
+		if linked, err := o.Linked(); err == nil && !linked {
 			return again{fs.ErrNotExist} // another block has the name now
 		}
 		if only != nil {
-			return unlinkIfNamed(only, name)
+			return unlinkIfLinked(only)
 		}
-		return unlinkIfNamed(o, name)
+		return unlinkIfLinked(o)
 	})
 }
 
@@ -924,7 +931,7 @@ func unlink(name string, only *object) error {
 func List() ([]Info, error) {
 	var list []Info
 	var failed error
-	err := listObjects(func(name string) bool {
+	err := object.Current.List(func(name string) bool {
 		info, err := inspect(name)
 		if err == nil {
 			list = append(list, info)
@@ -958,11 +965,11 @@ func Reap() (names []string, err error) {
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
-	if namesStay { // with their objects, and go with them: nobody leaves a dead block
+	if object.Current.Limits().NamesStay { // with their objects, and go with them: nobody leaves a dead block
 		return nil, nil
 	}
 	var failed error
-	err = listObjects(func(name string) bool {
+	err = object.Current.List(func(name string) bool {
 		if _, err := checkName(name); err == nil {
 			reaped, err := reap(name)
 			if reaped {
@@ -982,8 +989,8 @@ var firstReap = sync.OnceFunc(func() { reapUntil(time.Now().Add(10 * time.Millis
 // checkName returns name as the platform functions take it.
 func checkName(name string) (string, error) {
 	name = strings.TrimPrefix(name, "/")
-	if !blockname.Valid(name, maxName) {
-		return "", fmt.Errorf("%w: a name has 1 to %d of A-Z a-z 0-9 . _ - and does not begin with a dot", fs.ErrInvalid, maxName)
+	if most := object.Current.Limits().MaxName; !blockname.Valid(name, most) {
+		return "", fmt.Errorf("%w: a name has 1 to %d of A-Z a-z 0-9 . _ - and does not begin with a dot", fs.ErrInvalid, most)
 	}
 	return name, nil
 }

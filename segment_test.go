@@ -96,7 +96,7 @@ func needsList(t *testing.T) {
 // attachment.
 func needsPersistent(t *testing.T) {
 	t.Helper()
-	if shm.NamesStay {
+	if shm.NamesStay() {
 		_, err := shm.Create("", 10, shm.Persistent())
 		mustFail(t, err, "", errors.ErrUnsupported)
 		t.Skip("no Persistent blocks on this system")
@@ -194,7 +194,7 @@ func TestOpenOrCreate(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for _, name := range []string{"a", "A.b_c-9", "-x", "_", strings.Repeat("n", shm.MaxName)} {
+	for _, name := range []string{"a", "A.b_c-9", "-x", "_", strings.Repeat("n", shm.MaxName())} {
 		for _, name := range []string{name, "/" + name} {
 			seg, err := shm.Create(name, 1)
 			if err != nil {
@@ -207,7 +207,7 @@ func TestNames(t *testing.T) {
 			seg.Close()
 		}
 	}
-	for _, name := range []string{"/", "//a", ".", "..", ".a", "a/b", "../a", "a\x00", "a b", "ä", "a\n", "a\\b", strings.Repeat("n", shm.MaxName+1)} {
+	for _, name := range []string{"/", "//a", ".", "..", ".a", "a/b", "../a", "a\x00", "a b", "ä", "a\n", "a\\b", strings.Repeat("n", shm.MaxName()+1)} {
 		_, err := shm.Create(name, 1)
 		mustFail(t, err, name, fs.ErrInvalid)
 		_, err = shm.Open(name)
@@ -300,7 +300,7 @@ func TestHeaderless(t *testing.T) {
 	seg := block(t, 100, shm.Headerless())
 	name := seg.Name()
 	size := int64(100)
-	if shm.BornNamed { // what names its objects at birth rounds their sizes up
+	if shm.BornNamed() { // what names its objects at birth rounds their sizes up
 		size = seg.Size()
 	}
 	if seg.Size() != size || seg.Cap() != size || size < 100 || seg.Refs() != 0 {
@@ -318,7 +318,7 @@ func TestHeaderless(t *testing.T) {
 	if got := string(peer.Bytes()[:3]); got != "raw" {
 		t.Errorf("read %q", got)
 	}
-	if shm.NamesStay { // and nothing of ours is in it that could say otherwise
+	if shm.NamesStay() { // and nothing of ours is in it that could say otherwise
 		mustFail(t, shm.Unlink(name), name, errors.ErrUnsupported)
 		mustFail(t, peer.Unlink(), name, errors.ErrUnsupported)
 	} else {
@@ -329,7 +329,7 @@ func TestHeaderless(t *testing.T) {
 	if err != nil || !info.Headerless || info.Size != size || info.Dead() {
 		t.Errorf("Stat: %+v, %v", info, err)
 	}
-	if err := shm.Unlink(name); err != nil && !shm.NamesStay {
+	if err := shm.Unlink(name); err != nil && !shm.NamesStay() {
 		t.Fatal(err)
 	}
 	seg.Close()
@@ -381,7 +381,7 @@ func TestPerm(t *testing.T) {
 			opts = append(opts, shm.Headerless())
 		}
 		seg := block(t, 1, opts...)
-		if shm.NamesStay { // there are no such permissions
+		if shm.NamesStay() { // there are no such permissions
 			perm = 0o600
 		}
 		info, err := seg.Stat()
@@ -573,7 +573,7 @@ func TestViewPanic(t *testing.T) {
 func TestStatAndList(t *testing.T) {
 	mode := fs.FileMode(0o640)
 	seg := block(t, 1000, shm.Sparse(), shm.Perm(mode))
-	if shm.NamesStay { // there are no such permissions
+	if shm.NamesStay() { // there are no such permissions
 		mode = 0o600
 	}
 	seg.Truncate(17)
@@ -586,7 +586,7 @@ func TestStatAndList(t *testing.T) {
 	}
 	own := *fi.Sys().(*shm.Info)
 	if own.Cap != 1000 || own.Refs != 1 || !own.Attached || !own.Linked || own.Headerless || own.Persistent || !own.Sparse ||
-		own.Creator != os.Getpid() || own.Created.IsZero() || own.ModTime.IsZero() && !shm.BornNamed || own.ID == [16]byte{} || own.Dead() {
+		own.Creator != os.Getpid() || own.Created.IsZero() || own.ModTime.IsZero() && !shm.BornNamed() || own.ID == [16]byte{} || own.Dead() {
 		t.Errorf("Info %+v", own)
 	}
 	other, err := shm.Stat(seg.Name())
@@ -713,7 +713,7 @@ func TestCopies(t *testing.T) {
 }
 
 func TestNotBlocks(t *testing.T) {
-	if !shm.Files {
+	if !shm.Files() {
 		t.Skip("blocks are files on Linux alone")
 	}
 	name := unique(t)

@@ -1,5 +1,3 @@
-//go:build !standin
-
 package shm_test
 
 import (
@@ -43,6 +41,7 @@ var creatorProgram = proctest.Register("creator", func(p *proctest.Parent) error
 // TestCreateCollision has processes create one name at once, with memory for one
 // of them. One succeeds.
 func TestCreateCollision(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=64m") {
 		return
 	}
@@ -78,6 +77,7 @@ func TestCreateCollision(t *testing.T) {
 // TestNeverFits asks for more than the file system can ever hold: no call waits
 // for memory that others could release.
 func TestNeverFits(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
@@ -90,6 +90,7 @@ func TestNeverFits(t *testing.T) {
 
 // TestNoSpaceSays reads in the error what was wanted, what is free, and where.
 func TestNoSpaceSays(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
@@ -109,6 +110,7 @@ func TestNoSpaceSays(t *testing.T) {
 // TestFullReapsOnce has OpenOrCreate wait for memory. It looks for stale blocks
 // once and not before each try.
 func TestFullReapsOnce(t *testing.T) {
+	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
@@ -143,6 +145,7 @@ func TestFullReapsOnce(t *testing.T) {
 }
 
 func TestParseMeminfo(t *testing.T) {
+	onTmpfs(t)
 	for content, want := range map[string]int64{
 		"MemTotal: 900 kB\nMemAvailable:  100 kB\nSwapFree: 20 kB\n": 120 << 10,
 		"MemAvailable: 100 kB\nSwapFree: many\n":                     100 << 10,
@@ -162,6 +165,7 @@ func TestParseMeminfo(t *testing.T) {
 // TestJoinInvalidSize has sizes that no block can have be wrong where there is a
 // block as well.
 func TestJoinInvalidSize(t *testing.T) {
+	onTmpfs(t)
 	seg := block(t, 100)
 	for _, size := range []int64{0, -1} {
 		_, _, err := shm.OpenOrCreate(seg.Name(), size)

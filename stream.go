@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
 )
 
@@ -163,7 +164,7 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 	if !h.fresh(end) || !h.reaches(end) {
 		return readFD(fd, room)
 	}
-	if n, err = h.obj.receive(fd, int64(h.layout.headerSize)+h.off, len(room)); n > 0 {
+	if n, err = h.obj.ReceiveFrom(fd, int64(h.layout.headerSize)+h.off, len(room)); n > 0 {
 		h.warm(h.off + int64(n))
 		return n, nil
 	}
@@ -184,15 +185,17 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 // half of the time, and none by the file; any later write is three times faster
 // in the mapping. So each goes by the file that goes beyond where a long one,
 // or Prefault, has been before.
-func (a *attachment) fresh(end int64) bool { return hasFile && uint64(end) > a.warmed.Load() }
+func (a *attachment) fresh(end int64) bool {
+	return object.Current.Limits().Files && uint64(end) > a.warmed.Load()
+}
 
 func (a *attachment) warm(end int64) { raise(&a.warmed, uint64(end)) }
 
 // reaches reports whether the object has all bytes of the data up to end, which
 // a write by the file would otherwise add.
 func (a *attachment) reaches(end int64) bool {
-	info, err := a.obj.stat()
-	return err == nil && info.size >= int64(a.layout.headerSize)+end
+	info, err := a.obj.Stat()
+	return err == nil && info.Size >= int64(a.layout.headerSize)+end
 }
 
 // writeFresh writes by the file, and returns how far it came and the size that
@@ -206,7 +209,7 @@ func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
 		size = uint64(before)
 	}
 	for n < len(p) {
-		put, err := a.obj.writeAt(p[n:], int64(a.layout.headerSize)+off+int64(n))
+		put, err := a.obj.WriteAt(raw.Unkept(p[n:]), int64(a.layout.headerSize)+off+int64(n))
 		if put <= 0 || err != nil {
 			break
 		}

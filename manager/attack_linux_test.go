@@ -1,5 +1,3 @@
-//go:build !standin
-
 package manager_test
 
 import (
@@ -270,6 +268,7 @@ var kernels = map[string][]string{"this kernel": nil, "old kernel": {"old-kernel
 // TestAttackLinger has a process that may not connect send sockets whose close
 // lingers, and one that may only read.
 func TestAttackLinger(t *testing.T) {
+	onTmpfs(t)
 	for kernel, args := range kernels {
 		for _, access := range []string{"none", "read", "full"} {
 			t.Run(kernel+"/"+access, func(t *testing.T) {
@@ -321,6 +320,7 @@ var silencer = proctest.Register("silencer", func(p *proctest.Parent) error {
 // TestAttackSilentFile has a process send a file whose poll and flush wait for as
 // long as it likes.
 func TestAttackSilentFile(t *testing.T) {
+	onTmpfs(t)
 	for kernel, args := range kernels {
 		for _, access := range []string{"none", "read", "full"} {
 			t.Run(kernel+"/"+access, func(t *testing.T) {
@@ -394,6 +394,7 @@ var poller = proctest.Register("poller", func(p *proctest.Parent) error {
 // TestAttackHeldPoll has a process that may not connect send such a pipe. Before
 // Linux 6.16 a server has no means against that: see docs/manager.md.
 func TestAttackHeldPoll(t *testing.T) {
+	onTmpfs(t)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -455,6 +456,7 @@ var deaf = proctest.Register("deaf", func(p *proctest.Parent) error {
 // charged to the server's user until they are read, and read none of them; and, so
 // that they stay charged when the connections are gone, make the server hang up.
 func TestAttackUnread(t *testing.T) {
+	onTmpfs(t)
 	const open = `{"op":"open","name":"block","read_only":true}`
 	for what, attack := range map[string][]string{
 		"open":    {"300", "20", open},
@@ -500,6 +502,7 @@ var lister = proctest.Register("lister", func(p *proctest.Parent) error {
 // TestAttackList has clients ask for a long list again and again, first to read it,
 // and then to read nothing of it.
 func TestAttackList(t *testing.T) {
+	onTmpfs(t)
 	const blocks, listers, enough = 5000, 900, 64 << 20
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < blocks+listers+1000 {
@@ -549,6 +552,7 @@ func resident(t *testing.T, c *proctest.Child) (bytes int) {
 
 // TestAttackPlaces has other users take all the places that there are for clients.
 func TestAttackPlaces(t *testing.T) {
+	onTmpfs(t)
 	srv, addr := startAttacked(t, "read", "clients=40")
 	attacker := startAs(t, attackerUID, 0, deaf, addr, "100", "0", "")
 	if got := attacker.Hear(); got != "10 connected, 90 refused" { // a quarter
@@ -623,6 +627,7 @@ var holder = proctest.Register("holder", func(p *proctest.Parent) error {
 
 // TestAttackHeldMemory has a client hold the lock of a block's inode.
 func TestAttackHeldMemory(t *testing.T) {
+	onTmpfs(t)
 	srv, addr := startAttacked(t, "full")
 	fs, path := startSilentFS(t)
 	attacker := startAs(t, 0, 0, holder, addr, path)
@@ -644,6 +649,7 @@ func TestAttackHeldMemory(t *testing.T) {
 // A server whose files may not be large is not ended by a client that asks for
 // much memory.
 func TestAttackFileSize(t *testing.T) {
+	onTmpfs(t)
 	srv, addr := startAttacked(t, "fsize=65536")
 	c := dial(t, addr)
 	mustFail(t, second(c.Create("large", 1<<20)), "large", manager.ErrQuota)

@@ -147,7 +147,7 @@ func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segmen
 	name = clean(name)
 	label := shm.Label(name)
 	given := false // memory of the server's
-	if createsMemory {
+	if createsMemory() {
 		c.creating.Lock()
 		defer c.creating.Unlock()
 		label = inMemoryOf(name, func(length int64) (*os.File, error) {
@@ -188,7 +188,7 @@ func (c *Client) memory(name string, capacity, size int64) (*os.File, error) {
 // keep has the server keep the block of seg, which nobody else has so far.
 func (c *Client) keep(seg *shm.Segment) (err error) {
 	var f *os.File
-	if !createsMemory {
+	if !createsMemory() {
 		if f, err = seg.File(); err != nil {
 			return err
 		}

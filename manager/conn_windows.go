@@ -5,10 +5,6 @@ import (
 	"os"
 )
 
-// createsMemory is whether the server creates the memory of blocks, and not the
-// client.
-const createsMemory = false
-
 func createMemory(int64) (*os.File, error) { return nil, errors.ErrUnsupported }
 
 // hangUp ends the connection; it waits for nothing.

@@ -1,5 +1,3 @@
-//go:build !standin
-
 package manager
 
 // AcceptRights makes the kernel one before Linux 6.16 to the servers of this

@@ -5,6 +5,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/shmkit/shm/internal/object"
 )
 
 // SetStall changes how long the other side may stand still, for the time of the
@@ -16,7 +18,7 @@ func SetStall(t testing.TB, d time.Duration) {
 }
 
 // Restricts is whether there can be clients that may only read.
-const Restricts = restricts
+func Restricts() bool { return object.Current.Limits().Restricts }
 
 // MaxRequest is the length of the longest request.
 const MaxRequest = maxRequest
@@ -25,7 +27,7 @@ const MaxRequest = maxRequest
 func Knock(addr string) (net.Conn, error) { return connect(context.Background(), addr) }
 
 // CreatesMemory is whether a server takes no descriptors.
-const CreatesMemory = createsMemory
+func CreatesMemory() bool { return createsMemory() }
 
 // SetAttempts changes how often an OpenOrCreate begins anew, for the time of the
 // test.

@@ -171,7 +171,7 @@ func FuzzRequest(f *testing.F) {
 		conn := knockUnix(t, addr)
 		conn.SetDeadline(time.Now().Add(30 * time.Second))
 		var rights []byte
-		if !manager.CreatesMemory {
+		if !manager.CreatesMemory() {
 			rights = syscall.UnixRights(int(memory(t, 100, shm.Sparse()).Fd()))
 		}
 		sent := make(chan bool)
@@ -205,7 +205,7 @@ func FuzzRequest(f *testing.F) {
 			if !info.Leased {
 				if seg, err := c.Open(info.Name); err == nil {
 					seg.Close()
-				} else if !manager.CreatesMemory || !errors.Is(err, shm.ErrNotSegment) { // nobody has built a block in it
+				} else if !manager.CreatesMemory() || !errors.Is(err, shm.ErrNotSegment) { // nobody has built a block in it
 					t.Fatal(err)
 				}
 				if err := c.Release(info.Name); err != nil {

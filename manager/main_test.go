@@ -13,14 +13,9 @@ import (
 	"github.com/shmkit/shm/internal/proctest"
 )
 
-// cleanUp runs when all tests are done.
-var cleanUp = func() {}
-
 func TestMain(m *testing.M) {
 	proctest.Main()
-	exitCode := proctest.Verify(m.Run())
-	cleanUp()
-	os.Exit(exitCode)
+	os.Exit(proctest.Verify(m.Run()))
 }
 
 func skipUnsupported(t testing.TB) {

@@ -1,6 +1,10 @@
 package manager
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,3 +35,26 @@ const refusedFor = 100 * time.Millisecond
 func queued(uintptr) bool { return false }
 
 func cutShort(f func()) { f() }
+
+// checkAddr returns the error for an address that there cannot be: one without a
+// file would be taken for the name of one.
+func checkAddr(addr string) error {
+	if strings.HasPrefix(addr, "@") {
+		return fmt.Errorf("%w: address without a file", errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// oobSize has room for all that one message can bring (MCLBYTES: sockargs of
+// bsd/kern/uipc_syscalls.c), because the kernel does not close what has none.
+const oobSize = 2 << 10
+
+func createMemory(int64) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+func refuseRights(uintptr) error { return errors.ErrUnsupported }
+func refusesRights(uintptr) bool { return false }
+
+func (c *conn) receive(p []byte) (n, oobn, flags int, err error) {
+	n, oobn, flags, _, err = c.ReadMsgUnix(p, c.oob)
+	return n, oobn, flags, err
+}

@@ -14,9 +14,7 @@ import (
 // give. What follows is never called.
 
 const (
-	supported     = false
-	restricts     = false
-	createsMemory = false
+	supported = false
 
 	refusedFor time.Duration = 0
 )
@@ -46,8 +44,6 @@ func dialOnce(context.Context, string) (*conn, error) { return nil, errors.ErrUn
 func listen(string) (net.Listener, error)             { return nil, errors.ErrUnsupported }
 func accepted(net.Conn) (*conn, error)                { return nil, errors.ErrUnsupported }
 func createMemory(int64) (*os.File, error)            { return nil, errors.ErrUnsupported }
-func duplicate(uintptr, bool) (uintptr, error)        { return 0, errors.ErrUnsupported }
-func memorySize(uintptr) (int64, error)               { return 0, errors.ErrUnsupported }
 func sectionOf(*os.File) string                       { return "" }
 func totalMemory() int64                              { return 0 }
 func cutShort(func())                                 {}

@@ -219,15 +219,6 @@ func sectionOf(f *os.File) (name string) {
 	return name
 }
 
-// duplicate returns another handle; the client opens the section itself.
-func duplicate(h uintptr, readOnly bool) (uintptr, error) {
-	own, err := section.Duplicate(windows.Handle(h), readOnly)
-	return uintptr(own), err
-}
-
-// memorySize is sealedSize for a handle.
-func memorySize(h uintptr) (int64, error) { return section.Size(windows.Handle(h)) }
-
 // totalMemory returns how many bytes of memory the machine has.
 func totalMemory() int64 {
 	var status struct { // MEMORYSTATUSEX

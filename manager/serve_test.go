@@ -328,7 +328,7 @@ func TestServeReadOnly(t *testing.T) {
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 100))
 	peer := must(t)(c.Open("block", shm.ReadOnly()))
-	if n := seg.Refs(); manager.Restricts && n != 1 { // for it has no means to count itself
+	if n := seg.Refs(); manager.Restricts() && n != 1 { // for it has no means to count itself
 		t.Errorf("%d references", n)
 	}
 	mustFail(t, second(peer.Write([]byte("x"))), "block", shm.ErrReadOnly)
@@ -337,7 +337,7 @@ func TestServeReadOnly(t *testing.T) {
 		t.Errorf("holds %q", got)
 	}
 	f, err := peer.File()
-	if !manager.Restricts {
+	if !manager.Restricts() {
 		mustFail(t, err, "block", errors.ErrUnsupported)
 		return
 	}

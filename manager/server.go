@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/shmkit/shm/internal/blockname"
+	"github.com/shmkit/shm/internal/object"
 )
 
 // Peer is the process at the other end of a connection, as the kernel knows it.
@@ -375,7 +376,7 @@ func (s *server) answer(c *client, req request) (resp response, f *os.File, err 
 	if c.access < FullAccess && (req.Op == opMemory || req.Op == opCreate || req.Op == opRelease || req.Op == opOpen && !req.ReadOnly) {
 		return resp, nil, fmt.Errorf("%w: %+v may only read", fs.ErrPermission, c.peer)
 	}
-	if c.access < FullAccess && req.Op == opOpen && !restricts {
+	if c.access < FullAccess && req.Op == opOpen && !object.Current.Limits().Restricts {
 		return resp, nil, fmt.Errorf("%w: memory cannot be handed out to read only", errors.ErrUnsupported)
 	}
 	if req.Op != opList && !blockname.Valid(req.Name, maxName) {
@@ -431,7 +432,7 @@ func (s *server) create(c *client, req request) (*os.File, error) {
 
 // take returns the memory of the block that c has built.
 func (c *client) take(section string) (m memory, err error) {
-	if createsMemory {
+	if createsMemory() {
 		if m, c.memory = c.memory, m; m.file == nil {
 			err = fmt.Errorf("%w: no memory was asked for", fs.ErrInvalid)
 		}
@@ -473,11 +474,15 @@ func checkSize(size, capacity int64) error {
 	return nil
 }
 
+// createsMemory reports whether the server creates the memory of blocks, and not
+// the client.
+func createsMemory() bool { return object.Current.Limits().SendsMemory }
+
 // sealedSize returns how many bytes of memory f is, if their number cannot
 // change. It does nothing to f, which can be anything, that could wait.
 func sealedSize(f *os.File) (size int64, err error) {
 	err = control(f, func(fd uintptr) (err error) {
-		size, err = memorySize(fd)
+		size, err = object.Current.MemorySize(fd)
 		return err
 	})
 	return size, err
@@ -491,11 +496,10 @@ func quota(err error) error {
 	return err
 }
 
-// share returns a file of the memory that f is open on, to be sent to a client,
-// who gets to read only if restricts says that this is possible.
+// share returns a file of the memory that f is open on, to be sent to a client.
 func share(f *os.File, readOnly bool) (shared *os.File, err error) {
 	err = control(f, func(fd uintptr) error {
-		own, err := duplicate(fd, readOnly)
+		own, err := object.Current.DuplicateMemory(fd, readOnly)
 		if err == nil {
 			shared = os.NewFile(own, "")
 		}

@@ -269,7 +269,7 @@ func TestStranger(t *testing.T) {
 	do(s, "release block", "permission denied")
 	do(s, "open block", "permission denied")
 	do(s, "open missing", "permission denied")
-	if manager.Restricts {
+	if manager.Restricts() {
 		do(s, "read block", "seen")
 		do(s, "write x", "permission denied")
 		do(s, "force", "permission denied")

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shmkit/shm/internal/object"
 )
 
 const supported = true
@@ -81,7 +83,7 @@ func accepted(l net.Conn) (*conn, error) {
 		return nil, fmt.Errorf("%w: not a Unix socket", fs.ErrInvalid)
 	}
 	c := &conn{UnixConn: socket}
-	if createsMemory {
+	if createsMemory() {
 		control(socket, func(fd uintptr) error {
 			c.peek = !refusesRights(fd)
 			return nil
@@ -176,6 +178,12 @@ func received(oob []byte, flags int, name string) (f *os.File, err error) {
 		err = unix.EMFILE
 	}
 	return f, err
+}
+
+// isMemory reports whether fd, which can be anything, is memory.
+func isMemory(fd uintptr) bool {
+	_, err := object.Current.MemorySize(fd)
+	return err == nil
 }
 
 var errNotMemory = errors.New("a descriptor of something else than memory")

@@ -31,6 +31,7 @@ type Page struct {
 	b      []byte
 	self   uint64
 	gone   func(token uint64) bool
+	step   func(what string)
 	locked bool
 	slot   int // index of the one that is ours, or none
 }
@@ -40,9 +41,10 @@ const none = -1
 // New returns a view of the page b. Self is the token of this process: a number
 // that no other process has, not even one that comes after it. Gone reports
 // whether the process with a token has ended; it may say no out of doubt, and
-// whatever it says of a token that was never anybody's does no harm.
-func New(b []byte, self uint64, gone func(token uint64) bool) *Page {
-	return &Page{b: b, self: self, gone: gone, slot: none}
+// whatever it says of a token that was never anybody's does no harm. Step is called
+// before every store to the page, with a word for it: tests stop processes there.
+func New(b []byte, self uint64, gone func(token uint64) bool, step func(what string)) *Page {
+	return &Page{b: b, self: self, gone: gone, step: step, slot: none}
 }
 
 func (p *Page) word(off int) *atomic.Uint64   { return raw.Uint64(p.b, off) }
@@ -56,7 +58,7 @@ func (p *Page) Ready() bool { return p.word(offReady).Load() == 1 }
 
 // SetReady makes it one; the mutex must be held.
 func (p *Page) SetReady() {
-	step("ready")
+	p.step("ready")
 	p.word(offReady).Store(1)
 }
 
@@ -68,7 +70,7 @@ func (p *Page) ID() [2]uint64 {
 // SetID gives the object an id; the mutex must be held.
 func (p *Page) SetID(id [2]uint64) {
 	for i, v := range id {
-		step("id")
+		p.step("id")
 		p.word(offID + 8*i).Store(v)
 	}
 }
@@ -81,7 +83,7 @@ func (p *Page) Same(q *Page) bool {
 	seen := q.word(offProbe)
 	for range tries {
 		before, n := seen.Load(), rand.Uint64()|1
-		step("probe")
+		p.step("probe")
 		p.word(offProbe).Add(n)
 		switch seen.Load() - before {
 		case n:
@@ -101,7 +103,7 @@ func (p *Page) Lock() bool {
 	// A holder that is gone does not come back: if the word has changed by the
 	// time it is swapped, somebody else has it now.
 	if !p.locked && (holder == 0 || p.gone(holder)) {
-		step("mutex")
+		p.step("mutex")
 		p.locked = w.CompareAndSwap(holder, p.self)
 	}
 	return p.locked
@@ -117,7 +119,7 @@ func (p *Page) Abandoned() bool {
 func (p *Page) Unlock() {
 	if p.locked {
 		p.locked = false
-		step("unlock")
+		p.step("unlock")
 		p.word(offMutex).CompareAndSwap(p.self, 0)
 	}
 }
@@ -132,7 +134,7 @@ func (p *Page) Join() bool {
 			if holder != 0 && (!reuse || !p.gone(holder)) {
 				continue
 			}
-			step("slot")
+			p.step("slot")
 			if w.CompareAndSwap(holder, p.self) {
 				p.slot = i
 				p.word(offArrivals).Add(1)
@@ -145,7 +147,7 @@ func (p *Page) Join() bool {
 // Leave gives up the slot if p has one.
 func (p *Page) Leave() {
 	if p.slot != none {
-		step("leave")
+		p.step("leave")
 		p.slotWord(p.slot).CompareAndSwap(p.self, 0)
 		p.slot = none
 	}
@@ -163,7 +165,7 @@ func (p *Page) Alone() bool {
 		if !p.gone(holder) {
 			return false
 		}
-		step("free")
+		p.step("free")
 		w.CompareAndSwap(holder, 0)
 	}
 	return true

@@ -19,8 +19,10 @@ func (s *system) page(token uint64) *Page {
 	return New(s.b, token, func(token uint64) bool {
 		_, dead := s.dead.Load(token)
 		return dead
-	})
+	}, noStep)
 }
+
+func noStep(string) {}
 
 func (s *system) kill(p *Page) { s.dead.Store(p.self, true) }
 
@@ -100,7 +102,7 @@ func TestBeaten(t *testing.T) {
 			mustBe(t, "the other", f(), true)
 		}
 		return token == 1
-	})
+	}, noStep)
 	meanwhile = other.Lock
 	mustBe(t, "mutex", p.Lock(), false)
 	other.Unlock()
@@ -200,7 +202,7 @@ func TestGarbage(t *testing.T) {
 		for i := range s.b {
 			s.b[i] = byte(random.Uint32())
 		}
-		p := New(s.b, 1, func(token uint64) bool { return token&1 == 0 })
+		p := New(s.b, 1, func(token uint64) bool { return token&1 == 0 }, noStep)
 		p.Ready()
 		p.ID()
 		p.Abandoned()

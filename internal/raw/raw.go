@@ -35,6 +35,15 @@ func Pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b
 // Slice returns the n bytes at p, which the caller keeps there.
 func Slice(p unsafe.Pointer, n int) []byte { return unsafe.Slice((*byte)(p), n) }
 
+// Unkept returns p in a form that the compiler does not move to the heap for being
+// passed to a method of an interface. The method must not keep it.
+//
+//go:nocheckptr
+func Unkept(p []byte) []byte {
+	address := uintptr(unsafe.Pointer(unsafe.SliceData(p)))
+	return unsafe.Slice((*byte)(unsafe.Add(nil, address)), len(p))
+}
+
 // Bytes returns the bytes of s, which must not be written to.
 func Bytes(s string) []byte {
 	return unsafe.Slice(unsafe.StringData(s), len(s))

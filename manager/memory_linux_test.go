@@ -1,5 +1,3 @@
-//go:build linux && !standin
-
 package manager_test
 
 import (
@@ -21,6 +19,7 @@ import (
 
 // An address need not be in the file system.
 func TestAddressWithoutFile(t *testing.T) {
+	onTmpfs(t)
 	addr := "@shm-test-" + rand.Text()
 	stop := serveAt(t, addr)
 	if _, err := manager.Listen(addr); !errors.Is(err, unix.EADDRINUSE) {
@@ -33,6 +32,7 @@ func TestAddressWithoutFile(t *testing.T) {
 
 // A block takes memory of the server's, of the size that it has asked for.
 func TestHostileCreate(t *testing.T) {
+	onTmpfs(t)
 	addr, _ := serve(t, manager.Total(manager.Quota{Bytes: 1 << 20}))
 	c := dial(t, addr)
 	must(t)(c.Create("taken", 100))
@@ -102,6 +102,7 @@ func TestReadAccessMemory(t *testing.T) {
 
 // What a Create that fails has filled of the server's memory is not kept.
 func TestCreateGivesBack(t *testing.T) {
+	onTmpfs(t)
 	addr, _ := serve(t, manager.Total(manager.Quota{Bytes: 1 << 62}))
 	c := dial(t, addr)
 	before := ownDescriptors(t)
@@ -115,6 +116,7 @@ func TestCreateGivesBack(t *testing.T) {
 // Locks that a client holds on the memory keep nobody from it, and nobody can
 // truncate it.
 func TestHostileLocks(t *testing.T) {
+	onTmpfs(t)
 	addr, _ := serve(t)
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 4096))
@@ -131,6 +133,7 @@ func TestHostileLocks(t *testing.T) {
 // A client can have a lease on the memory, for whose end an open of it waits. The
 // server does not: others are served at once.
 func TestHostileLease(t *testing.T) {
+	onTmpfs(t)
 	addr, _ := serve(t)
 	c := dial(t, addr)
 	seg := must(t)(c.Create("block", 4096))

@@ -1,4 +1,4 @@
-//go:build linux && standin && (amd64 || arm64)
+//go:build amd64 || arm64
 
 package killpoints
 
@@ -12,34 +12,32 @@ import (
 	"time"
 
 	"github.com/shmkit/shm"
-	"github.com/shmkit/shm/internal/lockpage"
 	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/internal/standin"
 )
 
-// In a build with the tag standin the points are the system calls of the
-// stand-in for darwin's kernel and the stores to the lock page. The victim stops
+// On the stand-in for darwin's kernel the points are its system calls and the
+// stores to the lock page. The victim stops
 // before one of them by itself, and is killed there, or goes on when something
 // else has been done meanwhile.
 
-func TestMain(m *testing.M) {
-	proctest.Main()
-	dir, err := os.MkdirTemp("/dev/shm", ".standin-")
-	if err != nil {
-		panic(err)
+func onTmpfs(t *testing.T) {
+	t.Helper()
+	if standin.Used() != nil {
+		t.Skip("system calls are traced without the stand-in")
 	}
-	os.Setenv("SHM_STANDIN", dir)
-	exitCode := m.Run()
-	if left := objects(""); exitCode == 0 && len(left) > 0 {
-		fmt.Println("left behind:", left)
-		exitCode = 1
+}
+
+func onStandin(t *testing.T) {
+	t.Helper()
+	if standin.Used() == nil {
+		t.Skip("not on the stand-in: run with SHM_STANDIN")
 	}
-	os.RemoveAll(dir)
-	os.Exit(exitCode)
 }
 
 // objects returns the names that there are, of blocks or not, with this end.
 func objects(end string) (names []string) {
-	entries, err := os.ReadDir(os.Getenv("SHM_STANDIN"))
+	entries, err := os.ReadDir(standin.Used().Dir)
 	if err != nil {
 		panic(err)
 	}
@@ -64,14 +62,14 @@ var stopper = proctest.Register("stopper", func(p *proctest.Parent) error {
 		}
 	}
 	steps := 0
-	lockpage.Step = func(what string) {
+	standin.Used().BeforeStep = func(what string) {
 		if steps++; steps-1 == n {
 			p.Say("before %s", what)
 			p.Hear()
 		}
 	}
 	err := op.run(name, seg)
-	lockpage.Step = func(string) {}
+	standin.Used().BeforeStep = nil
 	p.Say("%s", errorWord(err))
 	p.Hear()
 	p.Say("%s", whereabouts(append(kept, seg)))
@@ -83,42 +81,42 @@ var stopper = proctest.Register("stopper", func(p *proctest.Parent) error {
 	return nil
 })
 
-// A scene is what there is when the victim begins.
-type scene struct {
+// A stepScene is what there is when the victim begins.
+type stepScene struct {
 	name string
 	id   [16]byte
 	peer *shm.Segment // of this process
 }
 
-var scenes = map[string]struct {
+var stepScenes = map[string]struct {
 	exists, persistent bool
-	setUp              func(t *testing.T, s *scene)
+	setUp              func(t *testing.T, s *stepScene)
 }{
-	"nobody": {setUp: func(*testing.T, *scene) {}},
-	"peer": {exists: true, setUp: func(t *testing.T, s *scene) {
+	"nobody": {setUp: func(*testing.T, *stepScene) {}},
+	"peer": {exists: true, setUp: func(t *testing.T, s *stepScene) {
 		s.create(t)
 	}},
-	"persistent": {exists: true, persistent: true, setUp: func(t *testing.T, s *scene) {
+	"persistent": {exists: true, persistent: true, setUp: func(t *testing.T, s *stepScene) {
 		s.create(t, shm.Persistent())
 		s.peer.Close()
 		s.peer = nil
 	}},
-	"persistent,peer": {exists: true, persistent: true, setUp: func(t *testing.T, s *scene) {
+	"persistent,peer": {exists: true, persistent: true, setUp: func(t *testing.T, s *stepScene) {
 		s.create(t, shm.Persistent())
 	}},
 	// What a process leaves that is killed as the only user, ...
-	"dead": {setUp: func(t *testing.T, s *scene) {
+	"dead": {setUp: func(t *testing.T, s *stepScene) {
 		v := startStopper(t, "Create", s.name, -1)
 		v.Expect("done")
 		v.Kill()
 	}},
 	// ... and before the block is one: without a size, with one, and with a mutex.
-	"newborn,empty": {setUp: func(t *testing.T, s *scene) { s.newborn(t, "ftruncate") }},
-	"newborn,sized": {setUp: func(t *testing.T, s *scene) { s.newborn(t, "mutex") }},
-	"newborn,ready": {setUp: func(t *testing.T, s *scene) { s.newborn(t, "ready") }},
+	"newborn,empty": {setUp: func(t *testing.T, s *stepScene) { s.newborn(t, "ftruncate") }},
+	"newborn,sized": {setUp: func(t *testing.T, s *stepScene) { s.newborn(t, "mutex") }},
+	"newborn,ready": {setUp: func(t *testing.T, s *stepScene) { s.newborn(t, "ready") }},
 }
 
-func (s *scene) create(t *testing.T, opts ...shm.Option) {
+func (s *stepScene) create(t *testing.T, opts ...shm.Option) {
 	s.peer = must(shm.Create(s.name, size, opts...))(t)
 	s.id = blockID(t, s.peer)
 	if _, err := s.peer.WriteAt(content, 0); err != nil {
@@ -126,7 +124,7 @@ func (s *scene) create(t *testing.T, opts ...shm.Option) {
 	}
 }
 
-func (s *scene) newborn(t *testing.T, before string) {
+func (s *stepScene) newborn(t *testing.T, before string) {
 	for n := 0; ; n++ {
 		v := startStopper(t, "Create", s.name, n)
 		said := v.Hear()
@@ -134,7 +132,7 @@ func (s *scene) newborn(t *testing.T, before string) {
 		if said == "before "+before {
 			return
 		}
-		os.Remove(os.Getenv("SHM_STANDIN") + "/shm:%2F" + s.name)
+		os.Remove(standin.Used().Dir + "/shm:%2F" + s.name)
 	}
 }
 
@@ -143,14 +141,14 @@ func startStopper(t *testing.T, op, name string, n int) *proctest.Child {
 	return proctest.Start(t, stopper, op, name, fmt.Sprint(n))
 }
 
-// everywhere calls f for all operations and scenes, and then for every step:
+// everywhere calls f for all operations and stepScenes, and then for every step:
 // f returns false when there is no step n.
-func everywhere(t *testing.T, f func(t *testing.T, opName, sceneName string, s *scene, n int) bool) (points int) {
+func everywhere(t *testing.T, f func(t *testing.T, opName, sceneName string, s *stepScene, n int) bool) (points int) {
 	var all atomic.Int64
 	t.Run("all", func(t *testing.T) {
 		for _, opName := range sorted(operations) {
-			for _, sceneName := range sorted(scenes) {
-				op, sc := operations[opName], scenes[sceneName]
+			for _, sceneName := range sorted(stepScenes) {
+				op, sc := operations[opName], stepScenes[sceneName]
 				newborn := strings.HasPrefix(sceneName, "newborn")
 				switch {
 				case op.alien, opName == "Reap", opName == "CreateSparse": // not on darwin, or no different there
@@ -171,9 +169,9 @@ func everywhere(t *testing.T, f func(t *testing.T, opName, sceneName string, s *
 
 var sceneCount atomic.Int64
 
-func step(t *testing.T, opName, sceneName string, n int, f func(t *testing.T, opName, sceneName string, s *scene, n int) bool) bool {
-	s := &scene{name: fmt.Sprintf("scene-%d-", sceneCount.Add(1))}
-	scenes[sceneName].setUp(t, s)
+func step(t *testing.T, opName, sceneName string, n int, f func(t *testing.T, opName, sceneName string, s *stepScene, n int) bool) bool {
+	s := &stepScene{name: fmt.Sprintf("scene-%d-", sceneCount.Add(1))}
+	stepScenes[sceneName].setUp(t, s)
 	more := f(t, opName, sceneName, s, n)
 	s.end(t)
 	if left := objects(s.name); len(left) > 0 {
@@ -185,8 +183,8 @@ func step(t *testing.T, opName, sceneName string, n int, f func(t *testing.T, op
 	return more
 }
 
-// end ends what is left of a scene, with nothing but what the library offers.
-func (s *scene) end(t *testing.T) {
+// end ends what is left of a stepScene, with nothing but what the library offers.
+func (s *stepScene) end(t *testing.T) {
 	t.Helper()
 	if s.peer != nil {
 		s.peer.Close()
@@ -210,8 +208,9 @@ func (s *scene) end(t *testing.T) {
 
 // TestKillSteps kills a victim before every step of every operation.
 func TestKillSteps(t *testing.T) {
+	onStandin(t)
 	var steps sync.Map
-	points := everywhere(t, func(t *testing.T, opName, sceneName string, s *scene, n int) bool {
+	points := everywhere(t, func(t *testing.T, opName, sceneName string, s *stepScene, n int) bool {
 		v := startStopper(t, opName, s.name, n)
 		said := v.Hear()
 		v.Kill()
@@ -219,7 +218,7 @@ func TestKillSteps(t *testing.T) {
 		if stopped {
 			steps.Store(what, true)
 		}
-		op, sc := operations[opName], scenes[sceneName]
+		op, sc := operations[opName], stepScenes[sceneName]
 		if s.peer != nil {
 			if err := intact(s.peer); err != nil {
 				t.Errorf("the peer: %v", err)
@@ -257,27 +256,28 @@ func TestKillSteps(t *testing.T) {
 // the victim go on. Where it waits, the victim seems to be slow, or dead: an
 // object that it is just making is taken away from it.
 func TestPauseSteps(t *testing.T) {
-	for _, inName := range sorted(intruders) {
+	onStandin(t)
+	for _, inName := range sorted(stepIntruders) {
 		if testing.Short() && inName != "leave and join" {
 			continue
 		}
 		t.Run(inName, func(t *testing.T) {
-			points := everywhere(t, func(t *testing.T, opName, sceneName string, s *scene, n int) bool {
-				return s.pauseBefore(t, opName, sceneName, intruders[inName], n)
+			points := everywhere(t, func(t *testing.T, opName, sceneName string, s *stepScene, n int) bool {
+				return s.pauseBefore(t, opName, sceneName, stepIntruders[inName], n)
 			})
 			fmt.Printf("killpoints: %q while paused at %d points of the stand-in\n", inName, points)
 		})
 	}
 }
 
-var intruders = map[string]func(s *scene) (*shm.Segment, error){
-	"leave and join": func(s *scene) (*shm.Segment, error) {
+var stepIntruders = map[string]func(s *stepScene) (*shm.Segment, error){
+	"leave and join": func(s *stepScene) (*shm.Segment, error) {
 		if s.peer != nil {
 			s.peer.Close()
 		}
 		return joined(s.name)
 	},
-	"join and leave": func(s *scene) (*shm.Segment, error) {
+	"join and leave": func(s *stepScene) (*shm.Segment, error) {
 		seg, err := joined(s.name)
 		if err == nil {
 			err = seg.Close()
@@ -286,7 +286,7 @@ var intruders = map[string]func(s *scene) (*shm.Segment, error){
 	},
 }
 
-func (s *scene) pauseBefore(t *testing.T, opName, sceneName string, intrude func(*scene) (*shm.Segment, error), n int) bool {
+func (s *stepScene) pauseBefore(t *testing.T, opName, sceneName string, intrude func(*stepScene) (*shm.Segment, error), n int) bool {
 	v := startStopper(t, opName, s.name, n)
 	answer := v.Hear()
 	stopped := strings.HasPrefix(answer, "before ")
@@ -334,7 +334,7 @@ func (s *scene) pauseBefore(t *testing.T, opName, sceneName string, intrude func
 	if seg != nil {
 		seg.Close()
 	}
-	if s.peer == nil && !scenes[sceneName].persistent && !operations[opName].creates {
+	if s.peer == nil && !stepScenes[sceneName].persistent && !operations[opName].creates {
 		if info, err := shm.Stat(s.name); err == nil {
 			t.Errorf("everybody has left, and there is %+v", info)
 		}

@@ -1,5 +1,3 @@
-//go:build linux && standin
-
 package shm_test
 
 import (
@@ -11,30 +9,24 @@ import (
 	"testing"
 
 	"github.com/shmkit/shm"
-	"github.com/shmkit/shm/internal/lockpage"
 	"github.com/shmkit/shm/internal/proctest"
+	"github.com/shmkit/shm/internal/standin"
 )
 
-// The objects of the stand-in are in a directory of this run's own, unless the
-// environment names one, as it does for the processes that tests start.
-func init() {
-	if os.Getenv("SHM_STANDIN") != "" {
-		return
+// onStandin returns the stand-in for darwin's kernel, and skips a test of what is
+// so on darwin where the tests do not run on it.
+func onStandin(t *testing.T) *standin.Kernel {
+	t.Helper()
+	if standin.Used() == nil {
+		t.Skip("not on the stand-in: run with SHM_STANDIN")
 	}
-	dir, err := os.MkdirTemp("/dev/shm", ".standin-")
-	if err == nil {
-		err = os.Chmod(dir, 0o777) // for other users to open what they may, and make their own
-	}
-	if err != nil {
-		panic(err)
-	}
-	os.Setenv("SHM_STANDIN", dir)
-	cleanUp = func() { os.RemoveAll(dir) }
+	return standin.Used()
 }
 
 // TestObserver has a process attached that may only read. It cannot write that
 // it is there, so the block does not wait for it; but its memory does.
 func TestObserver(t *testing.T) {
+	onStandin(t)
 	if os.Getuid() != 0 {
 		t.Skip("only root can start processes of another user: run as root")
 	}
@@ -72,14 +64,14 @@ var nameless = proctest.Register("nameless", func(p *proctest.Parent) error {
 	var n int
 	fmt.Sscan(p.Args[0], &n)
 	steps := 0
-	lockpage.Step = func(what string) {
+	standin.Used().BeforeStep = func(what string) {
 		if steps++; steps-1 == n {
 			p.Say("before %s", what)
 			p.Hear()
 		}
 	}
 	seg, err := shm.Anonymous(1 << 20)
-	lockpage.Step = func(string) {}
+	standin.Used().BeforeStep = nil
 	if err != nil {
 		return err
 	}
@@ -92,7 +84,7 @@ var nameless = proctest.Register("nameless", func(p *proctest.Parent) error {
 // blocks of this user.
 func namelessLeft(t *testing.T) (sizes []int64) {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(os.Getenv("SHM_STANDIN"), "shm:shmkit-anonymous-*"))
+	paths, err := filepath.Glob(filepath.Join(standin.Used().Dir, "shm:shmkit-anonymous-*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,6 +100,7 @@ func namelessLeft(t *testing.T) (sizes []int64) {
 // block: together they leave one name, with nothing behind it, and the next who
 // makes one takes it away.
 func TestAnonymousKilled(t *testing.T) {
+	onStandin(t)
 	left, said := 0, ""
 	for n := 0; said != "done" && n < 100; n++ {
 		for range 2 { // the second finds what the first has left
@@ -140,6 +133,7 @@ func TestAnonymousKilled(t *testing.T) {
 // Processes that make anonymous blocks at the same time take the name from each
 // other, and each has a block of its own.
 func TestAnonymousPaused(t *testing.T) {
+	onStandin(t)
 	for n := range 100 {
 		c := proctest.Start(t, nameless, fmt.Sprint(n))
 		stopped := strings.HasPrefix(c.Hear(), "before ")
@@ -164,13 +158,14 @@ func TestAnonymousPaused(t *testing.T) {
 
 // Another user can take the name for good. Then there are others.
 func TestAnonymousNameTaken(t *testing.T) {
+	onStandin(t)
 	mustRoot(t, "start processes of another user")
-	path := filepath.Join(os.Getenv("SHM_STANDIN"), "shm:shmkit-anonymous-65534")
+	path := filepath.Join(standin.Used().Dir, "shm:shmkit-anonymous-65534")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	defer os.Remove(path)
-	before, err := os.ReadDir(os.Getenv("SHM_STANDIN"))
+	before, err := os.ReadDir(standin.Used().Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +174,7 @@ func TestAnonymousNameTaken(t *testing.T) {
 	stranger(cmd)
 	c := proctest.StartCommand(t, cmd)
 	c.Expect("done")
-	if after, err := os.ReadDir(os.Getenv("SHM_STANDIN")); err != nil || len(after) != len(before) {
+	if after, err := os.ReadDir(standin.Used().Dir); err != nil || len(after) != len(before) {
 		t.Errorf("%v, %v, before %v", after, err, before)
 	}
 	c.Wait()

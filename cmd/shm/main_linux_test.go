@@ -1,0 +1,3 @@
+package main
+
+import _ "github.com/shmkit/shm/internal/standin" // where the environment says so
