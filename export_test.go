@@ -46,9 +46,9 @@ func Patience(d time.Duration) { patience = d }
 // WaitMutex takes the mutex through seg as HoldMutex does, and calls tried
 // before each try.
 func WaitMutex(seg *Segment, tried func()) error {
-	return patiently(func() error {
+	return retry(func() error {
 		tried()
-		return soon(seg.h.obj.TryLock())
+		return retryIfBusy(seg.h.obj.TryLock())
 	})
 }
 
@@ -56,10 +56,10 @@ func WaitMutex(seg *Segment, tried func()) error {
 // until the function returned is called.
 func HoldMutex(t testing.TB, seg *Segment) (release func()) {
 	t.Helper()
-	if err := seg.h.lockMutex(); err != nil {
+	if err := seg.h.lock(); err != nil {
 		t.Fatal(err)
 	}
-	return seg.h.unlockMutex
+	return seg.h.unlock
 }
 
 // Revocable returns how much address space Close keeps from use for slices from

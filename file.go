@@ -115,7 +115,7 @@ func fromFile(f *os.File, opts []Option) (a *attachment, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = patiently(func() (err error) {
+	err = retry(func() (err error) {
 		a, err = fromFileOnce(f, c)
 		return err
 	})
@@ -125,23 +125,17 @@ func fromFile(f *os.File, opts []Option) (a *attachment, err error) {
 func fromFileOnce(f *os.File, c config) (*attachment, error) {
 	o, err := handedObject(f, object.Current.FromFD)
 	if err != nil {
-		return nil, soon(err)
+		return nil, retryIfBusy(err)
 	}
-	a := &attachment{obj: o, handed: true, raw: c.has(optHeaderless), readOnly: c.has(optReadOnly)}
-	if !o.Writable() && !a.readOnly {
-		err = fmt.Errorf("%w: file is open for reading only", fs.ErrPermission)
-	} else {
-		a.name = o.Name()
-		err = a.join(c)
+	if !o.Writable() && !c.has(optReadOnly) {
+		o.Close()
+		return nil, fmt.Errorf("%w: file is open for reading only", fs.ErrPermission)
 	}
-	if err != nil {
-		a.discard()
-		return nil, err
+	name := o.Name()
+	if o.Sealed() {
+		name = f.Name()
 	}
-	if a.layout.anonymous() {
-		a.name = f.Name()
-	}
-	return a, nil
+	return attachTo(o, name, c)
 }
 
 // adopt creates an anonymous object in memory from s.
@@ -171,14 +165,3 @@ func handedObject(f *os.File, open func(fd uintptr) (object.Object, error)) (o o
 
 // errNotSealed is a header that says of its object what it is not.
 var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not anonymous", ErrCorrupt)
-
-// attachAnonymous counts a process in. Nothing has to be decided when an
-// anonymous block is left, the kernel frees what nobody has open: so it needs
-// no locks, and nobody who has a file of it can keep others from attaching.
-func (a *attachment) attachAnonymous() error {
-	if !a.obj.Writable() {
-		return nil
-	}
-	a.counted = true
-	return a.words(func(h header) { h.count().Add(1) })
-}

@@ -5,12 +5,9 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/shmkit/shm/internal/leaks"
-	"github.com/shmkit/shm/internal/object"
-	"github.com/shmkit/shm/internal/raw"
 )
 
 // A Leak is a Segment that is open, or that was dropped without Close.
@@ -76,61 +73,6 @@ func watch(a *attachment, skip int) *handle {
 	return h
 }
 
-// kept is how much address space is or will be kept until drop.
-var kept atomic.Int64
-
-// keeps is how much of it a mapping counts for. There is a limit to the number
-// of mappings as well (vm.max_map_count, 65,530), so a small one counts for more
-// than it is.
-func keeps(mem []byte) int64 { return max(int64(len(mem)), 8<<20) }
-
-// decideQuick has short copies from now on do without the gate, unless the
-// addresses that are kept could come to too much until the collector runs, or
-// reading takes the descriptor, which Close gives back.
-func (a *attachment) decideQuick() {
-	if a.pass.Load() != passUndecided {
-		return
-	}
-	pass, n := uint32(passQuick), keeps(a.mem)
-	if kept.Add(n) > object.Current.Revocable() || raw.Race || a.hollow() {
-		pass = passGate
-	}
-	if !a.pass.CompareAndSwap(passUndecided, pass) || pass == passGate {
-		kept.Add(-n)
-	}
-}
-
-// retired has the mappings of closed Segments whose Bytes had been called, oldest
-// first. No call uses them, but the program may have a slice left, of which the
-// collector knows nothing. Were the addresses free, the next mapping of the size
-// would get them, and a store to the slice would change another block.
-var retired struct {
-	sync.Mutex
-	mem  [][]byte
-	size int64
-}
-
-// retire gives back the memory of a mapping and keeps its addresses, until so
-// many have been retired after it that they come to more than revocable.
-func retire(mem []byte) {
-	limit := object.Current.Revocable()
-	if keeps(mem) > limit {
-		object.Current.Unmap(mem)
-		return
-	}
-	object.Current.Revoke(mem) // or else the memory stays as long as the addresses
-	retired.Lock()
-	defer retired.Unlock()
-	retired.mem = append(retired.mem, mem)
-	retired.size += keeps(mem)
-	for retired.size > limit {
-		oldest := retired.mem[0]
-		retired.mem = retired.mem[1:]
-		retired.size -= keeps(oldest)
-		object.Current.Unmap(oldest)
-	}
-}
-
 type dropped struct {
 	*attachment
 	id uint64
@@ -161,17 +103,4 @@ func (d dropped) end(r leaks.Record) {
 	} else {
 		warnOfLeak(leak)
 	}
-}
-
-// release ends the keeping of addresses for quick calls: there can be none.
-func (a *attachment) release() {
-	if !a.kept {
-		return
-	}
-	if a.lent.Load() {
-		retire(a.mem)
-	} else {
-		object.Current.Unmap(a.mem)
-	}
-	kept.Add(-keeps(a.mem))
 }

@@ -1,11 +1,14 @@
 package shm
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -161,14 +164,14 @@ func (a *attachment) stat() (*Info, error) {
 		return nil, err
 	}
 	info := newRawInfo(a.name, obj)
-	if !a.raw {
+	if a.kind != rawBlock {
 		info = newInfo(a.name, obj, a.layout)
 		info.Attached = true
 		if err := a.words(info.setWords); err != nil {
 			return nil, err
 		}
 	}
-	if info.Linked = false; !a.layout.anonymous() {
+	if info.Linked = false; a.kind != nameless {
 		info.Linked, err = a.obj.Linked()
 	}
 	return &info, err
@@ -226,3 +229,33 @@ func (f fileInfo) Mode() fs.FileMode  { return f.info.Mode }
 func (f fileInfo) ModTime() time.Time { return time.Time{} } // see Segment.Stat
 func (f fileInfo) IsDir() bool        { return false }
 func (f fileInfo) Sys() any           { return f.info }
+
+// List returns the blocks there are, Headerless ones included, in no order.
+// Those that this process may not read or that have a damaged header are left
+// out, and so is what has a name that no block can have. It takes no locks and
+// disturbs nobody. With an error, such as syscall.EMFILE, it returns those
+// blocks that it could look at. On darwin, whose kernel tells nobody what names
+// there are, it is [errors.ErrUnsupported].
+func List() ([]Info, error) {
+	var list []Info
+	var failed error
+	err := object.Current.List(func(name string) bool {
+		info, err := inspect(name)
+		if err == nil {
+			list = append(list, info)
+		} else if !isBlockError(err) {
+			failed = err
+		}
+		return true
+	})
+	return list, pathError("list", "", cmp.Or(err, failed))
+}
+
+// isBlockError reports whether err says something of one block alone. Any other
+// means that this process cannot look at blocks, and so not that there are none.
+func isBlockError(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,
+		ErrNotSegment, ErrCorrupt, ErrVersion, ErrBusy,
+	}, func(target error) bool { return errors.Is(err, target) })
+}

@@ -144,6 +144,17 @@ type config struct {
 
 func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }
 
+// kind returns what kind of block the options are for.
+func (c config) kind() kind {
+	switch {
+	case c.has(optAnonymous):
+		return nameless
+	case c.has(optHeaderless):
+		return rawBlock
+	}
+	return named
+}
+
 func (c config) objectOptions() object.Options {
 	return object.Options{
 		Perm:       c.perm,

@@ -297,7 +297,7 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 		return 0, nil
 	}
 	size := int64(-1)
-	if !a.hollow() {
+	if !a.hollow {
 		n, size = a.tryRead(p, off)
 	}
 	if size < 0 {
@@ -377,11 +377,7 @@ func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done boo
 		}
 	}()
 	room := a.data[off:]
-	if a.raw {
-		copy(room[n:], p[n:])
-		return true
-	}
-	h, end := header(a.mem), uint64(off)+uint64(len(p))
+	h, end := a.head, uint64(off)+uint64(len(p))
 	if n == 0 {
 		raise(h.written(), end)
 		size = h.size().Load()
@@ -406,16 +402,10 @@ func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done boo
 
 // announce notes that bytes below end are about to be written.
 func (a *attachment) announce(end int64) error {
-	if a.raw {
-		return nil
-	}
 	return a.words(func(h header) { raise(h.written(), uint64(end)) })
 }
 
 // publishSize makes bytes below end, which have been written, part of the block.
 func (a *attachment) publishSize(end int64) error {
-	if a.raw {
-		return nil
-	}
 	return a.words(func(h header) { raise(h.size(), uint64(end)) })
 }

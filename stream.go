@@ -1,7 +1,6 @@
 package shm
 
-// How ReadFrom and WriteTo, and long writes, find the fastest road between the
-// block and what is at the other end.
+// The fast paths of ReadFrom, WriteTo and long writes.
 
 import (
 	"cmp"
@@ -152,7 +151,7 @@ func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
 		}
 	}
 	if errors.Is(err, ErrFault) {
-		err = pathError("write", h.name, h.faultReason(int64(h.layout.headerSize)+h.off))
+		err = pathError("write", h.name, h.faultReason(h.start+h.off))
 	}
 	return n, err
 }
@@ -164,7 +163,7 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 	if !h.fresh(end) || !h.reaches(end) {
 		return readFD(fd, room)
 	}
-	if n, err = h.obj.ReceiveFrom(fd, int64(h.layout.headerSize)+h.off, len(room)); n > 0 {
+	if n, err = h.file.ReceiveFrom(fd, h.start+h.off, len(room)); n > 0 {
 		h.warm(h.off + int64(n))
 		return n, nil
 	}
@@ -185,17 +184,17 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 // half of the time, and none by the file; any later write is three times faster
 // in the mapping. So each goes by the file that goes beyond where a long one,
 // or Prefault, has been before.
-func (a *attachment) fresh(end int64) bool {
-	return object.Current.Limits().Files && uint64(end) > a.warmed.Load()
+func (m *mapping) fresh(end int64) bool {
+	return object.Current.Limits().Files && uint64(end) > m.warmed.Load()
 }
 
-func (a *attachment) warm(end int64) { raise(&a.warmed, uint64(end)) }
+func (m *mapping) warm(end int64) { raise(&m.warmed, uint64(end)) }
 
 // reaches reports whether the object has all bytes of the data up to end, which
 // a write by the file would otherwise add.
-func (a *attachment) reaches(end int64) bool {
-	info, err := a.obj.Stat()
-	return err == nil && info.Size >= int64(a.layout.headerSize)+end
+func (m *mapping) reaches(end int64) bool {
+	info, err := m.file.Stat()
+	return err == nil && info.Size >= m.start+end
 }
 
 // writeFresh writes by the file, and returns how far it came and the size that
@@ -209,7 +208,7 @@ func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
 		size = uint64(before)
 	}
 	for n < len(p) {
-		put, err := a.obj.WriteAt(raw.Unkept(p[n:]), int64(a.layout.headerSize)+off+int64(n))
+		put, err := a.file.WriteAt(raw.Unkept(p[n:]), a.start+off+int64(n))
 		if put <= 0 || err != nil {
 			break
 		}
@@ -251,7 +250,7 @@ func (s *Segment) drain(fd uintptr) (n int, err error) {
 		return 0, err
 	}
 	write := func(p []byte) (int, error) { return writeFD(fd, p) }
-	if err = ErrFault; !h.hollow() {
+	if err = ErrFault; !h.hollow {
 		n, err = write(part)
 	}
 	if errors.Is(err, ErrFault) {
@@ -304,7 +303,7 @@ func (s *Segment) hashNext(w io.Writer) (n int, err error) {
 	}
 	// A fault in the middle of Write would spoil the hash. So all pages are
 	// looked at before; one that is lost after that ends it with ErrFault.
-	if err = ErrFault; !h.hollow() {
+	if err = ErrFault; !h.hollow {
 		err = h.guard(func() error { return touch(part) })
 	}
 	if err != nil {

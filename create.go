@@ -1,0 +1,372 @@
+package shm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"strings"
+
+	"github.com/shmkit/shm/internal/blockname"
+	"github.com/shmkit/shm/internal/leaks"
+	"github.com/shmkit/shm/internal/object"
+)
+
+// Create creates the block called name with a Cap and Size of size bytes, all
+// zero, and attaches to it. If name is empty, Create makes up one that no other
+// block has; see [Segment.Name]. The memory is reserved, unless the block is
+// [Sparse].
+//
+// The error is [fs.ErrExist] if there is a block of that name (a stale one is
+// replaced), [fs.ErrInvalid] for a bad name or option or a size below 1,
+// [ErrNoSpace] if the memory or the address space for it cannot be allocated,
+// [fs.ErrPermission], [ErrBusy], or [errors.ErrUnsupported]. A Create that fails leaves
+// nothing behind.
+//
+// Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
+// Headerless with Persistent and Sparse with Prefault are fs.ErrInvalid.
+func Create(name string, size int64, opts ...Option) (*Segment, error) {
+	a, err := create(newAttempt(), name, size, opts)
+	if err != nil {
+		return nil, nameError("create", name, err)
+	}
+	return &Segment{watch(a, 1)}, nil
+}
+
+// Open attaches to the block called name.
+//
+// The error is [fs.ErrNotExist] if there is none, or none that anybody is still
+// attached to; [ErrNotSegment] if it has no header (see [Headerless]);
+// [ErrCorrupt] or [ErrVersion] if the header is not to be relied on;
+// [ErrFault] if it is truncated at this moment; [ErrBusy]; [ErrNoSpace] if
+// there is no address space to map it;
+// [fs.ErrPermission]; [fs.ErrInvalid] for a bad name or option; or
+// [errors.ErrUnsupported]. An Open that fails changes nothing.
+//
+// Options: [ReadOnly], [Headerless], [Prefault].
+func Open(name string, opts ...Option) (*Segment, error) {
+	a, err := open(newAttempt(), name, opts)
+	if err != nil {
+		return nil, nameError("open", name, err)
+	}
+	return &Segment{watch(a, 1)}, nil
+}
+
+// OpenOrCreate attaches to the block called name, or creates it if there is
+// none, and reports which. An existing block keeps its own Cap, permissions and
+// other properties: size and options are checked, but only used to create one.
+// If several processes call OpenOrCreate at once, one of them creates the block
+// and the others attach to it. If name is empty, OpenOrCreate is Create.
+//
+// The errors are those of [Create] and [Open], with two exceptions.
+// [fs.ErrExist] is returned for a stale block that this process may not remove,
+// because it belongs to another user. [ErrNoSpace] is returned after about two
+// seconds, because until then the memory can be what another process needs to
+// create the block; for a size that can never fit it is returned at once.
+//
+// Options: those of Create. A block to be opened [ReadOnly] is not created.
+func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
+	a, created, err := openOrCreate(name, size, opts)
+	if err != nil {
+		return nil, false, nameError("open", name, err)
+	}
+	return &Segment{watch(a, 1)}, created, nil
+}
+
+func openOrCreate(name string, size int64, opts []Option) (a *attachment, created bool, err error) {
+	c, err := newConfig(opts, createOptions)
+	if err == nil {
+		err = checkSize(size)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	t := newAttempt()
+	err = t.retry(func() error {
+		if name != "" {
+			if a, err = openConfig(t, name, c); !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		a, err = createConfig(t, name, size, c)
+		raced := errors.Is(err, fs.ErrExist) || errors.Is(err, ErrNoSpace) && !isTooLarge(err)
+		if name != "" && raced {
+			return transient(err) // another process has created the block, or is about to
+		}
+		created = err == nil
+		return err
+	})
+	return a, created, err
+}
+
+func create(t *attempt, name string, size int64, opts []Option) (*attachment, error) {
+	c, err := newConfig(opts, createOptions)
+	if err != nil {
+		return nil, err
+	}
+	return createConfig(t, name, size, c)
+}
+
+func createConfig(t *attempt, name string, size int64, c config) (*attachment, error) {
+	unique := name == ""
+	if unique {
+		name = blockname.Unique()
+	}
+	name, err := checkName(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSize(size); err != nil {
+		return nil, err
+	}
+	reapOnce()
+	if !unique && nameInUse(name) { // before memory is looked for
+		return nil, fs.ErrExist
+	}
+	a, err := newBlock(t, name, size, c)
+	for unique && errors.Is(err, fs.ErrExist) {
+		a, err = newBlock(t, blockname.Unique(), size, c)
+	}
+	if errors.Is(err, ErrNoSpace) && !unique && nameInUse(name) {
+		err = fs.ErrExist // another process was faster, and has the memory
+	}
+	if err == nil && a.kind == rawBlock && !object.Current.Limits().NamesStay {
+		leaks.CreatedRaw(a.name)
+	}
+	return a, err
+}
+
+// newBlock creates a block called name.
+func newBlock(t *attempt, name string, size int64, c config) (*attachment, error) {
+	a, err := prepare(t, name, size, c)
+	if errors.Is(err, ErrNoSpace) && !isTooLarge(err) && !t.reaped {
+		t.reaped = true // once, for it reads the whole directory
+		if names, _ := Reap(); len(names) > 0 {
+			a, err = prepare(t, name, size, c)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := claimName(t, name, a.obj.Publish); err != nil {
+		a.discard()
+		return nil, err
+	}
+	return a, nil
+}
+
+// claimName calls f, which takes the name or finds that it is taken, again if the
+// name was that of a stale block.
+func claimName(t *attempt, name string, f func() error) error {
+	return t.retry(func() error {
+		err := f()
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		reaped, reapErr := reap(name)
+		if reaped || errors.Is(reapErr, fs.ErrNotExist) || isTransient(reapErr) {
+			return transient(err)
+		}
+		return err
+	})
+}
+
+// prepare creates a block up to its publication.
+func prepare(t *attempt, name string, size int64, c config) (*attachment, error) {
+	a := &attachment{name: name}
+	a.kind = c.kind()
+	if a.kind != rawBlock {
+		a.layout = newLayout(size, c.flags())
+	}
+	length := size + int64(a.layout.headerSize)
+	if err := a.createObject(t, length, c); err != nil {
+		return nil, err
+	}
+	if a.kind == rawBlock {
+		if st, err := a.obj.Stat(); err == nil {
+			length = st.Size // some systems round it up
+		}
+	}
+	err := a.mapAll(length, length, c)
+	if err == nil && a.kind != rawBlock {
+		err = a.initHeader()
+	}
+	if err != nil {
+		a.discard()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *attachment) createObject(t *attempt, length int64, c config) (err error) {
+	switch {
+	case c.source != nil:
+		a.obj, err = adopt(c.source, length, c.has(optSparse))
+	case a.kind == nameless:
+		err = t.retry(func() (err error) {
+			a.obj, err = object.Current.CreateAnonymous(length, c.has(optSparse))
+			return err
+		})
+	default:
+		err = claimName(t, a.name, func() (err error) {
+			a.obj, err = object.Current.Create(a.name, length, c.objectOptions())
+			return err
+		})
+	}
+	return err
+}
+
+// nameInUse reports whether the name is that of a block that is in use, Persistent,
+// or another user's. A stale block loses it.
+func nameInUse(name string) bool {
+	reaped, err := reap(name)
+	return !reaped && (err == nil || errors.Is(err, fs.ErrPermission))
+}
+
+func open(t *attempt, name string, opts []Option) (*attachment, error) {
+	c, err := newConfig(opts, openOptions)
+	if err != nil {
+		return nil, err
+	}
+	return openConfig(t, name, c)
+}
+
+func openConfig(t *attempt, name string, c config) (a *attachment, err error) {
+	if name, err = checkName(name); err != nil {
+		return nil, err
+	}
+	err = t.retry(func() (err error) {
+		a, err = openOnce(name, c)
+		return err
+	})
+	return a, err
+}
+
+func openOnce(name string, c config) (*attachment, error) {
+	readOnly := c.has(optReadOnly)
+	// Write permission is needed to be counted, so it is asked for even to read.
+	o, err := object.Current.Open(name, !c.has(optHeaderless) || !readOnly)
+	if readOnly && errors.Is(err, fs.ErrPermission) {
+		o, err = object.Current.Open(name, false)
+	}
+	if err != nil {
+		return nil, retryIfBusy(err)
+	}
+	return attachTo(o, name, c)
+}
+
+// attachTo attaches to the object, which it closes on error.
+func attachTo(o object.Object, name string, c config) (*attachment, error) {
+	a := &attachment{name: name, readOnly: c.has(optReadOnly)}
+	a.obj = o
+	st, err := o.Stat()
+	if err == nil {
+		if c.has(optHeaderless) {
+			err = a.attachRaw(st, c)
+		} else {
+			err = a.attachManaged(st, c)
+		}
+	}
+	if err != nil {
+		a.discard()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *attachment) attachManaged(st object.Stat, c config) (err error) {
+	if a.layout, _, err = readHeader(a.obj, st.Size); err != nil {
+		return err
+	}
+	if a.layout.anonymous() != a.obj.Sealed() {
+		return errNotSealed
+	}
+	if a.layout.anonymous() {
+		a.kind = nameless
+	} else if err := a.obj.Lockable(); err != nil {
+		return err
+	}
+	length := int64(a.layout.headerSize) + a.layout.capacity
+	writable := length
+	switch {
+	case !a.obj.Writable():
+		writable = 0
+	case a.readOnly:
+		writable = int64(a.layout.headerSize) // for the count
+	}
+	if err := a.mapAll(length, writable, c); err != nil {
+		return err
+	}
+	return a.attach()
+}
+
+func (a *attachment) attachRaw(st object.Stat, c config) error {
+	a.kind = rawBlock
+	l, _, err := readHeader(a.obj, st.Size)
+	if err == nil && !l.anonymous() { // a stale block is none: Create replaces it
+		if err := a.obj.Lockable(); err != nil {
+			return err
+		}
+		if _, err := inUse(a.obj, l); err != nil {
+			return err
+		}
+	}
+	switch {
+	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):
+		return fmt.Errorf("%w: option Headerless for a block with a header", fs.ErrInvalid)
+	case !errors.Is(err, ErrNotSegment):
+		return err
+	case st.Size == 0: // its creator has not yet set the size
+		return fmt.Errorf("%w: empty", ErrNotSegment)
+	}
+	writable := st.Size
+	if a.readOnly {
+		writable = 0
+	}
+	return a.mapAll(st.Size, writable, c)
+}
+
+// mapAll maps length bytes of the object, of which the first writable ones can be
+// written to.
+func (a *attachment) mapAll(length, writable int64, c config) error {
+	a.file = a.obj
+	a.gate.Init(a.free)
+	if length > math.MaxInt {
+		return errAddresses(length)
+	}
+	a.sparse = a.kind == rawBlock || a.layout.sparse()
+	a.hollow = a.layout.sparse() && object.Current.Limits().Files
+	return a.mapObject(a.obj, a.layout.headerSize, int(length), int(writable), c.has(optPrefault))
+}
+
+func errAddresses(size int64) error {
+	err := fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
+	return object.TooLargeError{Err: err}
+}
+
+// discard releases an attachment that was not handed out.
+func (a *attachment) discard() {
+	a.obj.Leave()
+	a.file = a.obj
+	a.free()
+}
+
+// checkName returns name as the platform functions take it.
+func checkName(name string) (string, error) {
+	name = strings.TrimPrefix(name, "/")
+	if most := object.Current.Limits().MaxName; !blockname.Valid(name, most) {
+		return "", fmt.Errorf("%w: a name has 1 to %d of A-Z a-z 0-9 . _ - and does not begin with a dot", fs.ErrInvalid, most)
+	}
+	return name, nil
+}
+
+// checkSize returns the error for a size that no new block can have.
+func checkSize(size int64) error {
+	switch {
+	case size <= 0:
+		return fmt.Errorf("%w: size %d", fs.ErrInvalid, size)
+	case size > math.MaxInt-maxHeaderSize:
+		return errAddresses(size)
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+package shm
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/shmkit/shm/internal/object"
+	"github.com/shmkit/shm/internal/raw"
+)
+
+// The header is the first page of a managed block, a page of the creator's
+// size. All numbers are in the machine's own byte order.
+//
+//	offset size  field
+//	     0    8  magic "shmkit\x1a\n"
+//	     8    4  version of this layout, 1
+//	    12    4  size of the header in bytes, where the data begins
+//	    16    8  capacity: bytes of data
+//	    24    4  flags: 1 persistent, 2 sparse, 4 anonymous
+//	    28    4  process id of the creator, as the creator saw it
+//	    32    8  time of creation, nanoseconds since 1970
+//	    40   16  id, random
+//	    56    4  zero
+//	    60    4  CRC-32C of bytes 0 to 59
+//	    64    4  state: 1 live, 2 stale
+//	   128    4  count of attachments
+//	   192    8  size: logical length of the data in bytes
+//	   256    8  written: no byte of the data from here on was ever written to
+//	   320       zero, up to the header's size, but for what the platform file
+//	             keeps there: on Windows in the last 32 bytes of the page, on
+//	             darwin the name from 4064 on and the lock page from 4096 on
+//
+// Bytes 0 to 63 are written before the block is published and never again, and
+// their meaning is the same in every version. The words from 64 on are changed by
+// all attached processes, each on cache lines of its own, only by atomic
+// operations:
+//
+//   - state goes from live to stale once, by the process that unlinks the block
+//     because no process is attached to it, just before it does.
+//   - count is raised and lowered under the mutex. It is for people to look at:
+//     a process that is killed does not lower it, so the locks decide who is last.
+//   - size is raised by a writer after the bytes are in place.
+//   - written is raised by a writer before it touches the bytes.
+//
+// An anonymous block has no name, and its size cannot change. The kernel alone
+// ends it, so it takes no locks and its state never changes.
+//
+// A process that may write to the block can put anything here, so everything read
+// from it is checked before it is used.
+const (
+	offVersion    = 8
+	offHeaderSize = 12
+	offCapacity   = 16
+	offFlags      = 24
+	offCreator    = 28
+	offCreated    = 32
+	offID         = 40
+	offChecksum   = 60
+	offState      = 64
+	offCount      = 128
+	offSize       = 192
+	offWritten    = 256
+	headerUsed    = 320
+
+	magic         = "shmkit\x1a\n"
+	layoutVersion = 1
+
+	flagPersistent = 1 << 0
+	flagSparse     = 1 << 1
+	flagAnonymous  = 1 << 2
+
+	stateLive  = 1
+	stateStale = 2
+
+	// Page sizes of the systems Go runs on lie between these.
+	minHeaderSize = 4 << 10
+	maxHeaderSize = 64 << 10
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// layout is the part of a header that never changes.
+type layout struct {
+	headerSize int
+	capacity   int64
+	flags      uint32
+	creator    int
+	created    time.Time
+	id         [16]byte
+}
+
+func newLayout(capacity int64, flags uint32) layout {
+	l := layout{
+		headerSize: object.Current.Limits().HeaderLength,
+		capacity:   capacity,
+		flags:      flags,
+		creator:    os.Getpid(),
+		created:    time.Unix(0, time.Now().UnixNano()), // as it will be read
+	}
+	rand.Read(l.id[:])
+	return l
+}
+
+func (l layout) persistent() bool { return l.flags&flagPersistent != 0 }
+func (l layout) sparse() bool     { return l.flags&flagSparse != 0 }
+func (l layout) anonymous() bool  { return l.flags&flagAnonymous != 0 }
+
+// marshal returns the header of a new block that one process is attached to.
+func (l layout) marshal() []byte {
+	b, ne := make([]byte, headerUsed), binary.NativeEndian
+	copy(b, magic)
+	ne.PutUint32(b[offVersion:], layoutVersion)
+	ne.PutUint32(b[offHeaderSize:], uint32(l.headerSize))
+	ne.PutUint64(b[offCapacity:], uint64(l.capacity))
+	ne.PutUint32(b[offFlags:], l.flags)
+	ne.PutUint32(b[offCreator:], uint32(l.creator))
+	ne.PutUint64(b[offCreated:], uint64(l.created.UnixNano()))
+	copy(b[offID:], l.id[:])
+	ne.PutUint32(b[offChecksum:], crc32.Checksum(b[:offChecksum], castagnoli))
+	ne.PutUint32(b[offState:], stateLive)
+	ne.PutUint32(b[offCount:], 1)
+	ne.PutUint64(b[offSize:], uint64(l.capacity))
+	return b
+}
+
+// errTruncated is returned for a sound header of an object that is too short.
+var errTruncated = fmt.Errorf("%w: shorter than it says", ErrCorrupt)
+
+// parseLayout reads the header of an object of objectSize bytes that begins
+// with b. It returns ErrNotSegment if there is no header, ErrVersion for another
+// version of the layout, ErrCorrupt for a header that cannot be true, and
+// errTruncated, with the layout, if only some of the data is missing.
+func parseLayout(b []byte, objectSize int64) (layout, error) {
+	ne := binary.NativeEndian
+	if len(b) < headerUsed || string(b[:len(magic)]) != magic {
+		return layout{}, ErrNotSegment
+	}
+	if crc32.Checksum(b[:offChecksum], castagnoli) != ne.Uint32(b[offChecksum:]) {
+		return layout{}, fmt.Errorf("%w: wrong checksum", ErrCorrupt)
+	}
+	if v := ne.Uint32(b[offVersion:]); v != layoutVersion {
+		return layout{}, fmt.Errorf("%w: %d", ErrVersion, v)
+	}
+	size, capacity := ne.Uint32(b[offHeaderSize:]), ne.Uint64(b[offCapacity:])
+	if size < minHeaderSize || size > maxHeaderSize || size&(size-1) != 0 ||
+		capacity == 0 || capacity > math.MaxInt64-maxHeaderSize {
+		return layout{}, fmt.Errorf("%w: %d+%d bytes", ErrCorrupt, size, capacity)
+	}
+	l := layout{
+		headerSize: int(size),
+		capacity:   int64(capacity),
+		flags:      ne.Uint32(b[offFlags:]),
+		creator:    int(ne.Uint32(b[offCreator:])),
+		created:    time.Unix(0, int64(ne.Uint64(b[offCreated:]))),
+		id:         [16]byte(b[offID:]),
+	}
+	if objectSize < int64(size)+l.capacity {
+		return l, errTruncated
+	}
+	return l, nil
+}
+
+// readHeader returns a copy of the header that o begins with and its layout. The
+// copy is read past the mapping: nothing is mapped before the header is known to
+// be sound, and no other process can change it between check and use.
+func readHeader(o object.Object, objectSize int64) (layout, header, error) {
+	b := make([]byte, headerUsed)
+	n, err := o.ReadAt(b, 0)
+	if err != nil {
+		return layout{}, nil, err
+	}
+	l, err := parseLayout(b[:n], objectSize)
+	return l, b, err
+}
+
+// header gives access to the words that change.
+type header []byte
+
+// newRawHeader returns the words of a raw block of size bytes, in ordinary memory:
+// its Size is its Cap, and no other process sees or changes them.
+func newRawHeader(size int) header {
+	h := make(header, headerUsed)
+	h.size().Store(uint64(size))
+	h.written().Store(uint64(size))
+	return h
+}
+
+func (h header) state() *atomic.Uint32   { return raw.Uint32(h, offState) }
+func (h header) count() *atomic.Uint32   { return raw.Uint32(h, offCount) }
+func (h header) size() *atomic.Uint64    { return raw.Uint64(h, offSize) }
+func (h header) written() *atomic.Uint64 { return raw.Uint64(h, offWritten) }
+
+// raise sets w to v unless it is larger already.
+func raise(w *atomic.Uint64, v uint64) {
+	for old := w.Load(); old < v; old = w.Load() {
+		if w.CompareAndSwap(old, v) {
+			return
+		}
+	}
+}
