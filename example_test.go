@@ -126,8 +126,8 @@ func ExampleSegment_Truncate() {
 }
 
 func ExampleOnLeak() {
-	previous := shm.OnLeak(func(l shm.Leak) {
-		log.Printf("%s is never closed; created by %s", l.Name, l.Frames[0].Function)
+	previous := shm.OnLeak(func(o shm.Origin) {
+		log.Printf("%s was dropped without Close; created by %s", o.Name, o.Frames[0].Function)
 	})
 	defer func() { shm.OnLeak(previous) }()
 }

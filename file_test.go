@@ -74,7 +74,7 @@ func TestAnonymous(t *testing.T) {
 		if shm.Files() {
 			mode = 0o644
 		}
-		if i := info.Sys().(*shm.Info); i.Linked || i.Persistent || i.Mode != mode || i.Dead() {
+		if i := info.Sys().(*shm.Info); i.Linked || i.Persistent || i.Mode != mode || i.Stale() {
 			t.Errorf("Stat: %+v", i)
 		}
 		peer := take(t, file(t, seg))

@@ -10,45 +10,45 @@ import (
 	"github.com/shmkit/shm/internal/leaks"
 )
 
-// A Leak is a Segment that is open, or that was dropped without Close.
-type Leak struct {
+// An Origin says which block a Segment is attached to and which calls created it.
+type Origin struct {
 	Name   string          // of the block
 	Cap    int64           // of the block, in bytes
 	Frames []runtime.Frame // the calls that created the Segment, innermost first
 }
 
-func newLeak(r leaks.Record) Leak {
-	return Leak{Name: r.Name, Cap: r.Cap, Frames: r.Frames()}
+func newOrigin(r leaks.Record) Origin {
+	return Origin{Name: r.Name, Cap: r.Cap, Frames: r.Frames()}
 }
 
-// Stack returns the calls that created the Segment as a panic would print them.
-func (l Leak) Stack() string {
+// Stack returns the calls that created the Segment, formatted as in a panic.
+func (o Origin) Stack() string {
 	var b strings.Builder
-	for _, f := range l.Frames {
+	for _, f := range o.Frames {
 		fmt.Fprintf(&b, "%s\n\t%s:%d\n", f.Function, f.File, f.Line)
 	}
 	return b.String()
 }
 
-// Leaks returns the Segments that this process has open now, oldest first, each
-// with the calls that created it. Package shmtest makes a test of it.
-func Leaks() []Leak {
-	var list []Leak
+// OpenSegments returns the origins of the Segments that this process has open,
+// oldest first. Package shmtest turns it into a test.
+func OpenSegments() []Origin {
+	var list []Origin
 	for _, r := range leaks.Open() {
-		list = append(list, newLeak(r))
+		list = append(list, newOrigin(r))
 	}
 	return list
 }
 
-var leakHandler atomic.Pointer[func(Leak)]
+var leakHandler atomic.Pointer[func(Origin)]
 
-// OnLeak makes f the function that is called for every Segment that the garbage
-// collector finds dropped without Close; nil restores the default, which logs
-// one warning by [slog.Default]. It returns the function it replaces, nil for
-// the default. Each call of f has a goroutine of its own, so several can run at
-// once. When, or whether at all, the collector finds a Segment is not promised.
-func OnLeak(f func(Leak)) (previous func(Leak)) {
-	var next *func(Leak)
+// OnLeak sets the function that is called for each Segment that was dropped
+// without Close and found by the garbage collector, and returns the previous one.
+// The default, for which nil stands in both directions, logs a warning by
+// [slog.Default]. Each call of f runs in a goroutine of its own; several can run
+// at once. OnLeak does not promise when a dropped Segment is found, or that it is.
+func OnLeak(f func(Origin)) (previous func(Origin)) {
+	var next *func(Origin)
 	if f != nil {
 		next = &f
 	}
@@ -58,15 +58,15 @@ func OnLeak(f func(Leak)) (previous func(Leak)) {
 	return nil
 }
 
-func warnOfLeak(l Leak) {
-	slog.Warn("shm: Segment dropped without Close", "name", l.Name, "cap", l.Cap, "created", l.Stack())
+func warnOfLeak(o Origin) {
+	slog.Warn("shm: Segment dropped without Close", "name", o.Name, "cap", o.Cap, "created", o.Stack())
 }
 
-// watch makes a handle for the attachment that reports and ends it should the
-// program lose the handle. The cleanup belongs to the inner handle and not to
-// the exported Segment, so that a copy of a Segment keeps it attached as well.
+// watch returns a handle for a whose cleanup closes and reports it if the program
+// drops the handle. The cleanup is attached to the handle and not to the exported
+// Segment, so that a copy of a Segment keeps the attachment as well.
 //
-// skip counts the functions between watch and the program, for the stack.
+// skip is the number of functions between watch and the program, for the stack.
 func watch(a *attachment, skip int) *handle {
 	h := &handle{attachment: a, id: leaks.Track(a.name, int64(len(a.data)), skip+1)}
 	runtime.AddCleanup(h, drop, dropped{a, h.id})
@@ -78,9 +78,9 @@ type dropped struct {
 	id uint64
 }
 
-// drop runs when a handle has become unreachable: nobody is using it, and
-// nobody is left to close it if that has not been done. Other cleanups of the
-// program wait until it returns, so what can take long has its own goroutine.
+// drop is the cleanup of a handle: no call uses the attachment, and none can
+// close it any more. The program's other cleanups wait until drop returns, so
+// what can take long runs in a goroutine.
 func drop(d dropped) {
 	if d.gate.Closed() {
 		d.release()
@@ -91,16 +91,16 @@ func drop(d dropped) {
 
 // end closes and reports a Segment that was dropped without Close.
 func (d dropped) end(r leaks.Record) {
-	// A slice from Bytes may still be in use; it is no reference to the handle.
-	// The attachment then lasts as long as the process.
+	// A slice from Bytes may still be in use, and the collector does not see it as
+	// a reference to the handle. The attachment then lasts as long as the process.
 	if !d.lent.Load() {
 		d.close()
 		d.release()
 	}
-	leak := newLeak(r)
+	o := newOrigin(r)
 	if f := leakHandler.Load(); f != nil {
-		(*f)(leak)
+		(*f)(o)
 	} else {
-		warnOfLeak(leak)
+		warnOfLeak(o)
 	}
 }

@@ -13,16 +13,16 @@ import (
 )
 
 // leakHandler makes a channel of what OnLeak reports, for the time of the test.
-func leakHandler(t *testing.T) <-chan shm.Leak {
+func leakHandler(t *testing.T) <-chan shm.Origin {
 	t.Helper()
-	found := make(chan shm.Leak, 10)
-	previous := shm.OnLeak(func(l shm.Leak) { found <- l })
+	found := make(chan shm.Origin, 10)
+	previous := shm.OnLeak(func(l shm.Origin) { found <- l })
 	t.Cleanup(func() { shm.OnLeak(previous) })
 	return found
 }
 
 // collect runs the collector until it has found what was dropped.
-func collectLeak(t *testing.T, found <-chan shm.Leak) shm.Leak {
+func collectLeak(t *testing.T, found <-chan shm.Origin) shm.Origin {
 	t.Helper()
 	for range 100 {
 		runtime.GC()
@@ -114,7 +114,7 @@ func TestDropHoldsNothingUp(t *testing.T) {
 			shm.SetPatience(t, time.Minute)
 			n := runtime.GOMAXPROCS(0) // of which the runtime runs fewer cleanups at once
 			reached, proceed := make(chan bool, n), make(chan bool)
-			previous := shm.OnLeak(func(shm.Leak) {
+			previous := shm.OnLeak(func(shm.Origin) {
 				reached <- true
 				<-proceed
 			})
@@ -185,24 +185,24 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func TestLeaks(t *testing.T) {
-	before := len(shm.Leaks())
+func TestOpenSegments(t *testing.T) {
+	before := len(shm.OpenSegments())
 	seg := block(t, 10)
-	list := shm.Leaks()
+	list := shm.OpenSegments()
 	if len(list) != before+1 {
 		t.Fatalf("%d leaks, %d before", len(list), before)
 	}
-	if l := list[len(list)-1]; l.Name != seg.Name() || l.Cap != 10 || !strings.Contains(l.Stack(), "TestLeaks") {
+	if l := list[len(list)-1]; l.Name != seg.Name() || l.Cap != 10 || !strings.Contains(l.Stack(), "TestOpenSegments") {
 		t.Errorf("leak %q, %d bytes, created at\n%s", l.Name, l.Cap, l.Stack())
 	}
 	seg.Close()
-	if n := len(shm.Leaks()); n != before {
+	if n := len(shm.OpenSegments()); n != before {
 		t.Errorf("%d leaks after Close", n)
 	}
 }
 
 func TestOnLeakReturnsPrevious(t *testing.T) {
-	if shm.OnLeak(func(shm.Leak) {}) != nil {
+	if shm.OnLeak(func(shm.Origin) {}) != nil {
 		t.Error("there was a handler")
 	}
 	if shm.OnLeak(nil) == nil {

@@ -895,7 +895,7 @@ func TestLaneHeld(t *testing.T) {
 				}
 				if what == "Close" { // nobody is attached, but it could not be unlinked
 					mustStay(t, name)
-					if info, err := shm.Stat(name); err != nil || !info.Dead() {
+					if info, err := shm.Stat(name); err != nil || !info.Stale() {
 						t.Errorf("Stat: %+v, %v", info, err)
 					}
 					start := time.Now()
@@ -962,7 +962,7 @@ func TestTwoNamespaces(t *testing.T) {
 		t.Errorf("Reap: %v, %v", names, err)
 	}
 	b.Kill()
-	if info, err := shm.Stat(name); err != nil || !info.Dead() {
+	if info, err := shm.Stat(name); err != nil || !info.Stale() {
 		t.Errorf("Stat: %+v, %v", info, err)
 	}
 	mustNotExist(t, name)

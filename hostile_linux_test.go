@@ -399,7 +399,7 @@ func TestOthersDeadBlock(t *testing.T) {
 				last.Say("close")
 				last.Expect("closed")
 				mustStay(t, name)
-				if info, err := shm.Stat(name); err != nil || !info.Dead() {
+				if info, err := shm.Stat(name); err != nil || !info.Stale() {
 					t.Errorf("Stat: %+v, %v", info, err)
 				}
 				if finish == "Reap" {

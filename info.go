@@ -20,7 +20,7 @@ import (
 //
 // Its JSON form is that of "shm ls --json": Mode is a string in octal, ID one in
 // hexadecimal, times that are zero are left out, and "state" is "attached",
-// "kept" (Persistent and not attached), "dead" or "raw" (Headerless).
+// "kept" (Persistent and not attached), "stale" or "raw" (Headerless).
 type Info struct {
 	Name       string      `json:"name"`
 	Size       int64       `json:"size"`     // bytes it holds
@@ -39,10 +39,10 @@ type Info struct {
 	ID         [16]byte    `json:"-"`                // random; tells blocks of one name apart
 }
 
-// Dead reports whether the block is stale: it is not Persistent and no process is
+// Stale reports whether the block is stale: it is not Persistent and no process is
 // attached to it. The next [Reap] that is permitted to unlinks it, unless a
 // process was stopped while it opens or closes the block and holds its mutex.
-func (i Info) Dead() bool { return !i.Headerless && !i.Persistent && !i.Attached }
+func (i Info) Stale() bool { return !i.Headerless && !i.Persistent && !i.Attached }
 
 func (i Info) state() string {
 	switch {
@@ -53,7 +53,7 @@ func (i Info) state() string {
 	case i.Persistent:
 		return "kept"
 	}
-	return "dead"
+	return "stale"
 }
 
 // infoJSON is the JSON form of an Info. Its own fields hide those of plainInfo.

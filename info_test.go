@@ -30,7 +30,7 @@ func TestInfoJSON(t *testing.T) {
 				`"sparse":false,"owner":-1,"creator":0,"state":"raw","mode":"0000"}`,
 		},
 		{shm.Info{Persistent: true}, `"state":"kept"`},
-		{shm.Info{}, `"state":"dead"`},
+		{shm.Info{}, `"state":"stale"`},
 	} {
 		data, err := json.Marshal(test.info)
 		if err != nil || !strings.Contains(string(data), test.want) {

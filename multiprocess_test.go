@@ -304,7 +304,7 @@ func mustBeDead(t testing.TB, name string) {
 	for end := time.Now().Add(time.Minute); err == nil && info.Attached && time.Now().Before(end); {
 		info, err = shm.Stat(name)
 	}
-	if err == nil && !info.Dead() || err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err == nil && !info.Stale() || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("not dead: %+v, %v", info, err)
 	}
 }
@@ -663,7 +663,7 @@ func TestPersistentSurvives(t *testing.T) {
 	b.must("closed", "close")
 	a.Kill()
 	info, err := shm.Stat(name)
-	if err != nil || info.Attached || info.Dead() || fmt.Sprintf("%x", info.ID) != id {
+	if err != nil || info.Attached || info.Stale() || fmt.Sprintf("%x", info.ID) != id {
 		t.Errorf("Stat: %+v, %v", info, err)
 	}
 	mustSpare(t, name)

@@ -283,7 +283,7 @@ func TestPersistent(t *testing.T) {
 	}
 	mustSpare(t, name)
 	info, err := shm.Stat(name)
-	if err != nil || !info.Persistent || info.Attached || info.Dead() || info.Refs != 0 {
+	if err != nil || !info.Persistent || info.Attached || info.Stale() || info.Refs != 0 {
 		t.Errorf("Stat: %+v, %v", info, err)
 	}
 	again := attach(t, name)
@@ -326,7 +326,7 @@ func TestHeaderless(t *testing.T) {
 	}
 	peer.Close()
 	info, err := shm.Stat(name)
-	if err != nil || !info.Headerless || info.Size != size || info.Dead() {
+	if err != nil || !info.Headerless || info.Size != size || info.Stale() {
 		t.Errorf("Stat: %+v, %v", info, err)
 	}
 	if err := shm.Unlink(name); err != nil && !shm.NamesStay() {
@@ -586,7 +586,7 @@ func TestStatAndList(t *testing.T) {
 	}
 	own := *fi.Sys().(*shm.Info)
 	if own.Cap != 1000 || own.Refs != 1 || !own.Attached || !own.Linked || own.Headerless || own.Persistent || !own.Sparse ||
-		own.Creator != os.Getpid() || own.Created.IsZero() || own.ModTime.IsZero() && !shm.BornNamed() || own.ID == [16]byte{} || own.Dead() {
+		own.Creator != os.Getpid() || own.Created.IsZero() || own.ModTime.IsZero() && !shm.BornNamed() || own.ID == [16]byte{} || own.Stale() {
 		t.Errorf("Info %+v", own)
 	}
 	other, err := shm.Stat(seg.Name())

@@ -159,8 +159,8 @@ func (c *config) look() (found []string) {
 	report := func(what string, list []leaks.Record) {
 		for _, r := range list {
 			if r.ID > c.after && !c.ignores(r.Name) {
-				leak := shm.Leak{Name: r.Name, Cap: r.Cap, Frames: r.Frames()}
-				found = append(found, fmt.Sprintf("Segment %q, %d bytes, %s, created at:\n%s", r.Name, r.Cap, what, leak.Stack()))
+				origin := shm.Origin{Name: r.Name, Cap: r.Cap, Frames: r.Frames()}
+				found = append(found, fmt.Sprintf("Segment %q, %d bytes, %s, created at:\n%s", r.Name, r.Cap, what, origin.Stack()))
 			}
 		}
 	}

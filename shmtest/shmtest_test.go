@@ -98,7 +98,7 @@ func TestName(t *testing.T) {
 func TestDropped(t *testing.T) {
 	current := shmtest.IgnoreCurrent()
 	found := make(chan bool)
-	previous := shm.OnLeak(func(shm.Leak) { close(found) })
+	previous := shm.OnLeak(func(shm.Origin) { close(found) })
 	defer func() { shm.OnLeak(previous) }()
 	func() {
 		if _, err := shm.Create(unique("shmtest-dropped"), 100); err != nil {
