@@ -20,7 +20,7 @@ import (
 	"strings"
 )
 
-var product = []string{".", "./manager", "./cmd/shm", "./shmtest", "./python/shareablelist"}
+var product = []string{".", "./manager", "./cmd/shm", "./shmtest", "./shareablelist"}
 
 func main() {
 	log.SetFlags(0)

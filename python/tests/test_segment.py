@@ -1,4 +1,4 @@
-"""Tests of shmkit among Python processes; those with Go are in ../interop_linux_test.go."""
+"""Tests of shmkit among Python processes; those with Go are in internal/interop."""
 
 import ast
 import errno

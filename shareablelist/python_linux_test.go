@@ -21,7 +21,7 @@ import (
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
 	"github.com/shmkit/shm/internal/pytest"
-	"github.com/shmkit/shm/python/shareablelist"
+	"github.com/shmkit/shm/shareablelist"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -1,4 +1,4 @@
-package python_test
+package interop_test
 
 import (
 	"bufio"
@@ -44,7 +44,7 @@ func (a agent) must(want, format string, args ...any) {
 func newGo(t testing.TB) agent { return agent{proctest.Start(t, goAgent), t} }
 
 func newPython(t testing.TB, py pytest.Interpreter) agent {
-	cmd := py.Command(filepath.Join(pytest.Dir(), "testdata", "agent.py"))
+	cmd := py.Command(filepath.Join("testdata", "agent.py"))
 	return agent{proctest.StartCommand(t, cmd), t}
 }
 

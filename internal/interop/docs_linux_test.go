@@ -1,4 +1,4 @@
-package python_test
+package interop_test
 
 import (
 	"encoding/binary"

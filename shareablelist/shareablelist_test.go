@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"github.com/shmkit/shm"
-	"github.com/shmkit/shm/python/shareablelist"
+	"github.com/shmkit/shm/shareablelist"
 )
 
 // memory is memory that cannot grow.

@@ -5,7 +5,7 @@ import (
 	"log"
 
 	"github.com/shmkit/shm"
-	"github.com/shmkit/shm/python/shareablelist"
+	"github.com/shmkit/shm/shareablelist"
 )
 
 // A list for Python, which gets it by ShareableList(name="example-settings").
