@@ -11,20 +11,6 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// block creates a block for the time of the test.
-func block(t testing.TB, size int64, opts ...shm.Option) *shm.Segment {
-	t.Helper()
-	seg, err := shm.Create("", size, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		seg.Unlink() // a Persistent or Headerless one stays otherwise
-		seg.Close()
-	})
-	return seg
-}
-
 func BenchmarkReadAt(b *testing.B) {
 	for _, size := range []int{64, 4 << 10, 64 << 10, 1 << 20} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"syscall"
 	"testing"
 	"time"
 
@@ -242,4 +243,32 @@ func TestFromFileHeaderlessMemory(t *testing.T) {
 	if got := content(t, take(t, memory, shm.Headerless())); string(got) != "raw" {
 		t.Errorf("holds %q", got)
 	}
+}
+
+// TestAnonymousLastDescriptor has one descriptor left, with which Anonymous must
+// not begin to take more memory than there is. (If it did, a limit of the size of
+// files would end that here.)
+func TestAnonymousLastDescriptor(t *testing.T) {
+	onTmpfs(t)
+	if !limited(t) {
+		return
+	}
+	all := allMemory(t)
+	if _, err := os.ReadFile("/proc/self/statm"); err != nil { // what the runtime opens for that it has now
+		t.Fatal(err)
+	}
+	next, err := syscall.Dup(0) // the lowest that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(next)
+	defer limit(t, syscall.RLIMIT_FSIZE, 1<<20)()
+	defer limit(t, syscall.RLIMIT_NOFILE, uint64(next)+1)()
+	wantErr(t, "Anonymous", second(shm.Anonymous(2*all)), "", syscall.ENOSPC)
+	seg, err := shm.Anonymous(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "Anonymous", second(shm.Anonymous(100)), "", syscall.EMFILE)
+	seg.Close()
 }

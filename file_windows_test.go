@@ -20,8 +20,6 @@ import (
 	sections "github.com/shmkit/shm/internal/section"
 )
 
-func init() { winsock = func(code uintptr) error { return syscall.Errno(code) } }
-
 // sectionOf returns the name of the section that f is open on.
 func sectionOf(t testing.TB, f *os.File) string {
 	t.Helper()

@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,5 +59,63 @@ func TestInfoJSON(t *testing.T) {
 		if err := json.Unmarshal([]byte(bad), &info); !errors.Is(err, fs.ErrInvalid) || info != want {
 			t.Errorf("%s makes it %+v, %v", bad, info, err)
 		}
+	}
+}
+
+// TestAnonymousConcurrent uses new anonymous blocks from several goroutines at
+// once, by the calls that ask the system about them. It is for the race detector.
+func TestAnonymousConcurrent(t *testing.T) {
+	for range 20 {
+		seg := anonymous(t, 1<<20)
+		for _, seg := range []*shm.Segment{seg, take(t, file(t, seg))} {
+			begin := make(chan bool)
+			var all sync.WaitGroup
+			for i := range int64(4) {
+				all.Go(func() {
+					<-begin
+					if _, err := seg.Stat(); err != nil {
+						t.Error(err)
+					}
+				})
+				all.Go(func() {
+					<-begin
+					if _, err := seg.WriteAt(make([]byte, 64<<10), i*64<<10); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			close(begin)
+			all.Wait()
+		}
+	}
+}
+
+func TestStatAndList(t *testing.T) {
+	mode := fs.FileMode(0o640)
+	seg := block(t, 1000, shm.Sparse(), shm.Perm(mode))
+	if shm.NamesStay() { // there are no such permissions
+		mode = 0o600
+	}
+	seg.Truncate(17)
+	fi, err := seg.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi.Name() != seg.Name() || fi.Size() != 17 || fi.Mode() != mode || fi.IsDir() || !fi.ModTime().IsZero() {
+		t.Errorf("FileInfo %v", fi)
+	}
+	own := *fi.Sys().(*shm.Info)
+	if own.Cap != 1000 || own.Refs != 1 || !own.Attached || !own.Linked || own.Headerless || own.Persistent || !own.Sparse ||
+		own.Creator != os.Getpid() || own.Created.IsZero() || own.ModTime.IsZero() && !shm.BornNamed() || own.ID == [16]byte{} || own.Stale() {
+		t.Errorf("Info %+v", own)
+	}
+	other, err := shm.Stat(seg.Name())
+	if err != nil || *other != own {
+		t.Errorf("Stat %+v, %v", other, err)
+	}
+	needsList(t)
+	list, err := shm.List()
+	if err != nil || !slices.Contains(list, own) {
+		t.Errorf("List %+v, %v", list, err)
 	}
 }

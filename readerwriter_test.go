@@ -2,31 +2,16 @@ package shm_test
 
 import (
 	"archive/zip"
-	"bufio"
 	"bytes"
-	"crypto/hmac"
-	"crypto/md5"
-	"crypto/sha1"
 	"crypto/sha256"
-	"crypto/sha3"
-	"crypto/sha512"
 	"errors"
 	"fmt"
-	"hash"
-	"hash/adler32"
-	"hash/crc32"
-	"hash/crc64"
-	"hash/fnv"
-	"hash/maphash"
 	"io"
 	"io/fs"
 	"math"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -210,433 +195,6 @@ func TestBytewise(t *testing.T) {
 	}
 	if got := content(t, seg); string(got) != "xyz" {
 		t.Errorf("content %q", got)
-	}
-}
-
-// sources are all the ways that bytes can come to ReadFrom.
-var sources = map[string]func(t *testing.T, data []byte) io.Reader{
-	"bytes.Reader": func(_ *testing.T, data []byte) io.Reader { return bytes.NewReader(data) },
-	"plain":        func(_ *testing.T, data []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(data)} },
-	"one byte":     func(_ *testing.T, data []byte) io.Reader { return iotest.OneByteReader(bytes.NewReader(data)) },
-	"data and EOF": func(_ *testing.T, data []byte) io.Reader { return iotest.DataErrReader(bytes.NewReader(data)) },
-	"bufio":        func(_ *testing.T, data []byte) io.Reader { return bufio.NewReader(bytes.NewReader(data)) },
-	"file": func(t *testing.T, data []byte) io.Reader {
-		path := filepath.Join(t.TempDir(), "file")
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		return f
-	},
-	"pipe": func(t *testing.T, data []byte) io.Reader {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		feed(t, w, data)
-		t.Cleanup(func() { r.Close() })
-		return r
-	},
-	"blocking pipe": func(t *testing.T, data []byte) io.Reader {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Fd() // makes it blocking
-		feed(t, w, data)
-		t.Cleanup(func() { r.Close() })
-		return r
-	},
-	"tcp": func(t *testing.T, data []byte) io.Reader { return dial(t, "tcp", "127.0.0.1:0", data) },
-	"unix": func(t *testing.T, data []byte) io.Reader {
-		return dial(t, "unix", filepath.Join(t.TempDir(), "s"), data)
-	},
-	"segment": func(t *testing.T, data []byte) io.Reader {
-		return filled(t, int64(max(len(data), 1)), data)
-	},
-}
-
-func feed(t *testing.T, w io.WriteCloser, data []byte) {
-	var fed sync.WaitGroup
-	fed.Go(func() {
-		w.Write(data)
-		w.Close()
-	})
-	t.Cleanup(fed.Wait)
-}
-
-// winsock returns an error of Windows' sockets by its number.
-var winsock = func(code uintptr) error { panic("not Windows") }
-
-func dial(t *testing.T, network, addr string, data []byte) io.Reader {
-	l, err := net.Listen(network, addr)
-	if runtime.GOOS == "windows" && errors.Is(err, winsock(10047)) { // WSAEAFNOSUPPORT
-		t.Skip("Wine 8 has no such sockets; Windows has")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial(network, l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	peer, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	feed(t, peer, data)
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-func TestReadFrom(t *testing.T) {
-	const capacity = 3<<20 + 5
-	for name, source := range sources {
-		for _, n := range []int{0, 1, 100, 1 << 20, capacity - 1, capacity} {
-			if name == "one byte" && n > 1000 {
-				continue
-			}
-			t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) {
-				seg := filled(t, capacity, []byte("head"))
-				for _, state := range []string{"fresh", "warm"} {
-					want := noise(n)
-					seg.Truncate(0)
-					seg.Seek(0, io.SeekStart)
-					got, err := io.Copy(seg, source(t, want))
-					if got != int64(n) || err != nil || seg.Size() != int64(n) || !bytes.Equal(content(t, seg), want) {
-						t.Errorf("%s: copied %d bytes, %v, size %d", state, got, err, seg.Size())
-					}
-					if off, _ := seg.Seek(0, io.SeekCurrent); off != int64(n) {
-						t.Errorf("%s: offset %d", state, off)
-					}
-				}
-			})
-		}
-		t.Run(name+"/too many", func(t *testing.T) {
-			want := noise(2000)
-			seg := filled(t, 1999, nil)
-			got, err := io.Copy(seg, source(t, want))
-			if got != 1999 || !errors.Is(err, shm.ErrFull) || !bytes.Equal(content(t, seg), want[:1999]) {
-				t.Errorf("copied %d bytes, %v", got, err)
-			}
-		})
-		t.Run(name+"/CopyN", func(t *testing.T) {
-			want := noise(2000)
-			seg := filled(t, 5000, nil)
-			src := source(t, want)
-			for _, n := range []int64{1500, 0, 400} {
-				if got, err := io.CopyN(seg, src, n); got != n || err != nil {
-					t.Errorf("CopyN(%d) = %d, %v", n, got, err)
-				}
-			}
-			if got, err := io.CopyN(seg, src, 400); got != 100 || err != io.EOF || !bytes.Equal(content(t, seg), want) {
-				t.Errorf("CopyN at the end: %d, %v", got, err)
-			}
-		})
-	}
-}
-
-// TestLimitedReaderCount has N of a LimitedReader go down by all that was taken
-// from what it reads, also by what the block then had no room for: who frames
-// messages by it goes on reading at the right place.
-func TestLimitedReaderCount(t *testing.T) {
-	for name, source := range sources {
-		t.Run(name, func(t *testing.T) {
-			want := noise(1000)
-			src := source(t, want)
-			seg := filled(t, 300, nil)
-			lr := &io.LimitedReader{R: src, N: 600}
-			if n, err := seg.ReadFrom(lr); n != 300 || !errors.Is(err, shm.ErrFull) {
-				t.Fatalf("ReadFrom: %d, %v", n, err)
-			}
-			taken := 600 - lr.N
-			rest, err := io.ReadAll(src)
-			if err != nil || taken < 300 || !bytes.Equal(rest, want[taken:]) {
-				t.Errorf("N says that %d bytes were taken; %d of 1000 are left, %v", taken, len(rest), err)
-			}
-		})
-	}
-}
-
-// readFrom notes what io.Copy calls ReadFrom with.
-type readFrom struct {
-	io.Writer
-	r io.Reader
-}
-
-func (w *readFrom) ReadFrom(r io.Reader) (int64, error) {
-	w.r = r
-	return 0, nil
-}
-
-// TestStraight has the descriptors found under what io.Copy makes of files and
-// streams, but not under types that may do anything with the bytes.
-func TestStraight(t *testing.T) {
-	for name, source := range sources {
-		t.Run(name, func(t *testing.T) {
-			src := source(t, noise(10))
-			w := readFrom{Writer: io.Discard}
-			if _, err := io.Copy(&w, src); err != nil {
-				t.Fatal(err)
-			}
-			switch name {
-			case "file", "pipe", "blocking pipe", "tcp", "unix":
-				if !shm.Straight(w.r) || !shm.Straight(src) {
-					t.Errorf("%T takes the long way", w.r)
-				}
-			default:
-				if w.r != nil && shm.Straight(w.r) || shm.Straight(src) {
-					t.Errorf("%T is taken for a descriptor", w.r)
-				}
-			}
-			if shm.Straight(struct{ io.Reader }{src}) {
-				t.Error("embedded in another type")
-			}
-		})
-	}
-	type own struct{ *os.File }
-	others := []any{own{os.Stdin}, &own{os.Stdin}, (*os.File)(nil), &net.TCPConn{}, &net.UnixConn{}, nil}
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	switch {
-	case err == nil:
-		defer udp.Close()
-		others = append(others, udp)
-	case runtime.GOOS == "windows" && errors.Is(err, winsock(10045)): // WSAEOPNOTSUPP
-		t.Log("Wine 8 has no such sockets; Windows has")
-	default:
-		t.Fatal(err)
-	}
-	for _, v := range others {
-		if shm.Straight(v) {
-			t.Errorf("%T is taken for a stream", v)
-		}
-	}
-}
-
-type badReader int
-
-func (r badReader) Read(p []byte) (int, error) {
-	switch r {
-	case 0:
-		return -1, nil
-	case 1:
-		return len(p) + 1, nil
-	}
-	return 0, nil
-}
-
-func TestReadFromBadReader(t *testing.T) {
-	seg := filled(t, 100, nil)
-	for i := range 3 {
-		if n, err := seg.ReadFrom(badReader(i)); n != 0 || err == nil {
-			t.Errorf("reader %d: %d, %v", i, n, err)
-		}
-	}
-	failure := errors.New("mine")
-	n, err := seg.ReadFrom(io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(failure)))
-	if n != 3 || err != failure || string(content(t, seg)) != "abc" {
-		t.Errorf("failing reader: %d, %v", n, err)
-	}
-}
-
-// sinks are all the ways that bytes can leave by WriteTo; the function returned
-// says what has arrived.
-var sinks = map[string]func(t *testing.T) (io.Writer, func() []byte){
-	"buffer": func(t *testing.T) (io.Writer, func() []byte) {
-		var b bytes.Buffer
-		return &b, b.Bytes
-	},
-	"file": func(t *testing.T) (io.Writer, func() []byte) {
-		path := filepath.Join(t.TempDir(), "file")
-		f, err := os.Create(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		return f, func() []byte {
-			got, err := os.ReadFile(path)
-			if err != nil {
-				t.Error(err)
-			}
-			return got
-		}
-	},
-	"pipe": func(t *testing.T) (io.Writer, func() []byte) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return w, collect(t, r, w)
-	},
-	"blocking pipe": func(t *testing.T) (io.Writer, func() []byte) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.Fd() // makes it blocking
-		return w, collect(t, r, w)
-	},
-	"tcp": func(t *testing.T) (io.Writer, func() []byte) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		peer, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c, collect(t, peer, c)
-	},
-	"segment": func(t *testing.T) (io.Writer, func() []byte) {
-		seg := filled(t, 4<<20, nil)
-		return seg, func() []byte { return content(t, seg) }
-	},
-}
-
-func collect(t *testing.T, r io.ReadCloser, w io.Closer) func() []byte {
-	type result struct {
-		b   []byte
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		b, err := io.ReadAll(r)
-		r.Close()
-		done <- result{b, err}
-	}()
-	return func() []byte {
-		w.Close()
-		r := <-done
-		if r.err != nil {
-			t.Error(r.err)
-		}
-		return r.b
-	}
-}
-
-func TestWriteTo(t *testing.T) {
-	for name, sink := range sinks {
-		for _, n := range []int{0, 1, 100, 1 << 20, 3<<20 + 5} {
-			t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) {
-				want := noise(n + 7)
-				seg := filled(t, 4<<20, want)
-				seg.Seek(7, io.SeekStart)
-				w, arrived := sink(t)
-				if got, err := io.Copy(w, seg); got != int64(n) || err != nil {
-					t.Errorf("copied %d bytes, %v", got, err)
-				}
-				if !bytes.Equal(arrived(), want[7:]) {
-					t.Error("other bytes arrived")
-				}
-				if off, _ := seg.Seek(0, io.SeekCurrent); off != int64(n+7) {
-					t.Errorf("offset %d", off)
-				}
-			})
-		}
-	}
-}
-
-// myHash is a hash that nothing is known of.
-type myHash struct{ hash.Hash }
-
-// TestHash hashes a block, by the hashes that are shown the memory itself and by
-// those that are not.
-func TestHash(t *testing.T) {
-	const size = 2<<20 + 5
-	want := noise(size)
-	seg := filled(t, size, want)
-	for _, tt := range []struct {
-		h        hash.Hash
-		straight bool
-	}{
-		{sha256.New(), true}, {sha256.New224(), true}, {sha512.New(), true}, {sha1.New(), true}, {sha3.New256(), true},
-		{md5.New(), true}, {crc32.NewIEEE(), true}, {crc64.New(crc64.MakeTable(crc64.ISO)), true},
-		{adler32.New(), true}, {fnv.New64a(), true}, {new(maphash.Hash), true},
-		{hmac.New(func() hash.Hash { return myHash{sha256.New()} }, []byte("key")), false}, {myHash{sha256.New()}, false},
-	} {
-		what := fmt.Sprintf("%T", tt.h)
-		if shm.Hash(tt.h) != tt.straight {
-			t.Errorf("%s is shown the memory: %v", what, !tt.straight)
-		}
-		tt.h.Write(want[3:])
-		sum := tt.h.Sum(nil)
-		tt.h.Reset()
-		seg.Seek(3, io.SeekStart)
-		n, err := io.Copy(tt.h, seg)
-		if n != size-3 || err != nil || !bytes.Equal(tt.h.Sum(nil), sum) {
-			t.Errorf("%s: %d bytes, %v, or another sum", what, n, err)
-		}
-		if off, _ := seg.Seek(0, io.SeekCurrent); off != size {
-			t.Errorf("%s: offset %d", what, off)
-		}
-	}
-}
-
-type badWriter struct {
-	n   int
-	err error
-}
-
-func (w badWriter) Write([]byte) (int, error) { return w.n, w.err }
-
-func TestWriteToBadWriter(t *testing.T) {
-	failure := errors.New("mine")
-	for _, tt := range []struct {
-		w   badWriter
-		n   int64
-		err error
-	}{
-		{badWriter{3, nil}, 3, io.ErrShortWrite}, {badWriter{3, failure}, 3, failure},
-		{badWriter{0, failure}, 0, failure}, {badWriter{-1, nil}, 0, nil}, {badWriter{1 << 30, nil}, 0, nil},
-	} {
-		seg := filled(t, 10, []byte("0123456789"))
-		n, err := seg.WriteTo(tt.w)
-		if n != tt.n || err == nil || tt.err != nil && err != tt.err {
-			t.Errorf("%v: %d, %v", tt.w, n, err)
-		}
-		if off, _ := seg.Seek(0, io.SeekCurrent); off != tt.n {
-			t.Errorf("%v: offset %d", tt.w, off)
-		}
-	}
-}
-
-// TestDeadline waits for a descriptor that never gets ready, and closes the
-// block meanwhile.
-func TestDeadline(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	defer w.Close()
-	seg := block(t, 100)
-	if err := r.SetReadDeadline(time.Now().Add(-time.Second)); errors.Is(err, os.ErrNoDeadline) {
-		t.Skip("pipes of this system have no deadlines")
-	}
-	if _, err := io.Copy(seg, r); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("got %v", err)
-	}
-	r.SetReadDeadline(time.Time{})
-	copied := make(chan error)
-	go func() {
-		_, err := io.Copy(seg, r)
-		copied <- err
-	}()
-	seg.Close()
-	mustNotExist(t, seg.Name())
-	w.Write([]byte("x"))
-	if err := <-copied; !errors.Is(err, fs.ErrClosed) {
-		t.Errorf("got %v", err)
 	}
 }
 
@@ -851,4 +409,139 @@ func TestEmbedded(t *testing.T) {
 		t.Error(err)
 	}
 	var _ fs.File = f
+}
+
+// serveBlock is a handler as the documentation recommends it.
+func serveBlock(seg *shm.Segment) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		info, err := seg.Stat()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		http.ServeContent(w, r, "block.bin", info.ModTime(), io.NewSectionReader(seg, 0, info.Size()))
+	}
+}
+
+// TestServeChanged changes a block that a client has a copy of, by every way to
+// write: it is served anew.
+func TestServeChanged(t *testing.T) {
+	seg := block(t, 100)
+	handler := serveBlock(seg)
+	get := func(since string) *http.Response {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("If-Modified-Since", since)
+		w := httptest.NewRecorder()
+		handler(w, r)
+		return w.Result()
+	}
+	before := get("")
+	since := before.Header.Get("Last-Modified")
+	if since == "" {
+		since = time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)
+	}
+	for what, write := range map[string]func(p []byte){
+		"WriteAt": func(p []byte) { seg.WriteAt(p, 0) },
+		"Write":   func(p []byte) { seg.Seek(0, io.SeekStart); seg.Write(p) },
+		"Bytes":   func(p []byte) { copy(seg.Bytes(), p) },
+		"peer":    func(p []byte) { attach(t, seg.Name()).WriteAt(p, 0) },
+	} {
+		want := fmt.Appendf(nil, "%-100s", what)
+		write(want)
+		after := get(since)
+		body, err := io.ReadAll(after.Body)
+		if after.StatusCode != http.StatusOK || !bytes.Equal(body, want) || err != nil {
+			t.Errorf("after %s: %s, %q, %v", what, after.Status, body, err)
+		}
+	}
+}
+
+// TestServeConcurrently serves one Segment to many at once.
+func TestServeConcurrently(t *testing.T) {
+	want := noise(300_000)
+	seg := filled(t, 300_000, want)
+	handler := serveBlock(seg)
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			r := httptest.NewRequest("GET", "/", nil)
+			from := i * 1000
+			r.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+			w := httptest.NewRecorder()
+			handler(w, r)
+			if !bytes.Equal(w.Body.Bytes(), want[from:]) {
+				t.Errorf("from %d: %d bytes, and others", from, w.Body.Len())
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestRequestBody sends a block as a request as the documentation recommends it:
+// the transport closes what it is given, and the Segment stays open.
+func TestRequestBody(t *testing.T) {
+	want := noise(300_000)
+	seg := filled(t, 300_000, want)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if body, err := io.ReadAll(r.Body); r.ContentLength != int64(len(want)) || !bytes.Equal(body, want) || err != nil {
+			t.Errorf("length %d, %d bytes, %v", r.ContentLength, len(body), err)
+		}
+	}))
+	defer server.Close()
+	body := io.NewSectionReader(seg, 0, seg.Size())
+	r, err := http.NewRequest("PUT", server.URL, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ContentLength = body.Size()
+	response, err := server.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if n, err := seg.ReadAt(make([]byte, 1), 0); n != 1 || err != nil {
+		t.Errorf("ReadAt after the request: %d, %v", n, err)
+	}
+}
+
+// TestEmpty reads and writes no bytes at all.
+func TestEmpty(t *testing.T) {
+	seg := block(t, 100)
+	seg.Truncate(10)
+	readOnly := attach(t, seg.Name(), shm.ReadOnly())
+	for _, off := range []int64{0, 10, 11, 100, 1000} {
+		for _, s := range []*shm.Segment{seg, readOnly} {
+			if n, err := s.ReadAt(nil, off); n != 0 || err != nil {
+				t.Errorf("ReadAt %d: %d, %v", off, n, err)
+			}
+		}
+		if n, err := seg.WriteAt(nil, off); n != 0 || err != nil {
+			t.Errorf("WriteAt %d: %d, %v", off, n, err)
+		}
+		_, err := readOnly.WriteAt(nil, off)
+		mustFail(t, err, seg.Name(), shm.ErrReadOnly)
+	}
+	for _, s := range []*shm.Segment{seg, readOnly} {
+		_, err := s.ReadAt(nil, -1)
+		mustFail(t, err, seg.Name(), fs.ErrInvalid)
+	}
+	if _, err := seg.WriteAt(nil, -1); !errors.Is(err, fs.ErrInvalid) {
+		t.Error(err)
+	}
+	if seg.Size() != 10 {
+		t.Errorf("Size %d", seg.Size())
+	}
+}
+
+// TestGap writes behind the end of a block that has held other bytes there.
+func TestGap(t *testing.T) {
+	seg := block(t, 10000)
+	seg.Write([]byte(strings.Repeat("x", 10000)))
+	seg.Truncate(100)
+	seg.WriteAt([]byte("y"), 8000)
+	got, err := io.ReadAll(io.NewSectionReader(seg, 0, 10000))
+	want := strings.Repeat("x", 100) + strings.Repeat("\x00", 7900) + "y"
+	if err != nil || string(got) != want {
+		t.Errorf("got %d bytes, %v", len(got), err)
+	}
 }

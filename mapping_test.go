@@ -3,12 +3,7 @@ package shm_test
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
-	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -16,40 +11,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
 	"github.com/shmkit/shm/internal/raw"
 )
-
-// TestAnonymousConcurrent uses new anonymous blocks from several goroutines at
-// once, by the calls that ask the system about them. It is for the race detector.
-func TestAnonymousConcurrent(t *testing.T) {
-	for range 20 {
-		seg := anonymous(t, 1<<20)
-		for _, seg := range []*shm.Segment{seg, take(t, file(t, seg))} {
-			begin := make(chan bool)
-			var all sync.WaitGroup
-			for i := range int64(4) {
-				all.Go(func() {
-					<-begin
-					if _, err := seg.Stat(); err != nil {
-						t.Error(err)
-					}
-				})
-				all.Go(func() {
-					<-begin
-					if _, err := seg.WriteAt(make([]byte, 64<<10), i*64<<10); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			close(begin)
-			all.Wait()
-		}
-	}
-}
 
 // bytesKeeper closes Segments, makes new blocks of the same size, and stores to
 // the slices that Bytes of the old ones returned.
@@ -263,189 +229,6 @@ func TestViewNilPanic(t *testing.T) {
 	cmd := proctest.Command(nilPanic)
 	cmd.Env = append(cmd.Env, "GODEBUG=panicnil=1")
 	proctest.StartCommand(t, cmd).Wait()
-}
-
-// serveBlock is a handler as the documentation recommends it.
-func serveBlock(seg *shm.Segment) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		info, err := seg.Stat()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		http.ServeContent(w, r, "block.bin", info.ModTime(), io.NewSectionReader(seg, 0, info.Size()))
-	}
-}
-
-// TestServeChanged changes a block that a client has a copy of, by every way to
-// write: it is served anew.
-func TestServeChanged(t *testing.T) {
-	seg := block(t, 100)
-	handler := serveBlock(seg)
-	get := func(since string) *http.Response {
-		r := httptest.NewRequest("GET", "/", nil)
-		r.Header.Set("If-Modified-Since", since)
-		w := httptest.NewRecorder()
-		handler(w, r)
-		return w.Result()
-	}
-	before := get("")
-	since := before.Header.Get("Last-Modified")
-	if since == "" {
-		since = time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)
-	}
-	for what, write := range map[string]func(p []byte){
-		"WriteAt": func(p []byte) { seg.WriteAt(p, 0) },
-		"Write":   func(p []byte) { seg.Seek(0, io.SeekStart); seg.Write(p) },
-		"Bytes":   func(p []byte) { copy(seg.Bytes(), p) },
-		"peer":    func(p []byte) { attach(t, seg.Name()).WriteAt(p, 0) },
-	} {
-		want := fmt.Appendf(nil, "%-100s", what)
-		write(want)
-		after := get(since)
-		body, err := io.ReadAll(after.Body)
-		if after.StatusCode != http.StatusOK || !bytes.Equal(body, want) || err != nil {
-			t.Errorf("after %s: %s, %q, %v", what, after.Status, body, err)
-		}
-	}
-}
-
-// TestServeConcurrently serves one Segment to many at once.
-func TestServeConcurrently(t *testing.T) {
-	want := noise(300_000)
-	seg := filled(t, 300_000, want)
-	handler := serveBlock(seg)
-	var all sync.WaitGroup
-	for i := range 50 {
-		all.Go(func() {
-			r := httptest.NewRequest("GET", "/", nil)
-			from := i * 1000
-			r.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
-			w := httptest.NewRecorder()
-			handler(w, r)
-			if !bytes.Equal(w.Body.Bytes(), want[from:]) {
-				t.Errorf("from %d: %d bytes, and others", from, w.Body.Len())
-			}
-		})
-	}
-	all.Wait()
-}
-
-// TestRequestBody sends a block as a request as the documentation recommends it:
-// the transport closes what it is given, and the Segment stays open.
-func TestRequestBody(t *testing.T) {
-	want := noise(300_000)
-	seg := filled(t, 300_000, want)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if body, err := io.ReadAll(r.Body); r.ContentLength != int64(len(want)) || !bytes.Equal(body, want) || err != nil {
-			t.Errorf("length %d, %d bytes, %v", r.ContentLength, len(body), err)
-		}
-	}))
-	defer server.Close()
-	body := io.NewSectionReader(seg, 0, seg.Size())
-	r, err := http.NewRequest("PUT", server.URL, body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.ContentLength = body.Size()
-	response, err := server.Client().Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
-	if n, err := seg.ReadAt(make([]byte, 1), 0); n != 1 || err != nil {
-		t.Errorf("ReadAt after the request: %d, %v", n, err)
-	}
-}
-
-// TestEmpty reads and writes no bytes at all.
-func TestEmpty(t *testing.T) {
-	seg := block(t, 100)
-	seg.Truncate(10)
-	readOnly := attach(t, seg.Name(), shm.ReadOnly())
-	for _, off := range []int64{0, 10, 11, 100, 1000} {
-		for _, s := range []*shm.Segment{seg, readOnly} {
-			if n, err := s.ReadAt(nil, off); n != 0 || err != nil {
-				t.Errorf("ReadAt %d: %d, %v", off, n, err)
-			}
-		}
-		if n, err := seg.WriteAt(nil, off); n != 0 || err != nil {
-			t.Errorf("WriteAt %d: %d, %v", off, n, err)
-		}
-		_, err := readOnly.WriteAt(nil, off)
-		mustFail(t, err, seg.Name(), shm.ErrReadOnly)
-	}
-	for _, s := range []*shm.Segment{seg, readOnly} {
-		_, err := s.ReadAt(nil, -1)
-		mustFail(t, err, seg.Name(), fs.ErrInvalid)
-	}
-	if _, err := seg.WriteAt(nil, -1); !errors.Is(err, fs.ErrInvalid) {
-		t.Error(err)
-	}
-	if seg.Size() != 10 {
-		t.Errorf("Size %d", seg.Size())
-	}
-}
-
-// TestWriteToPieces copies by a buffer of another size than that of WriteTo.
-func TestWriteToPieces(t *testing.T) {
-	seg := block(t, 300<<10)
-	var pieces []int
-	w := writeFunc(func(p []byte) (int, error) { pieces = append(pieces, len(p)); return len(p), nil })
-	if _, err := io.CopyBuffer(w, seg, make([]byte, 512)); err != nil || fmt.Sprint(pieces) != "[131072 131072 45056]" {
-		t.Errorf("pieces of %v, %v", pieces, err)
-	}
-}
-
-// TestString prints Segments in every state.
-func TestString(t *testing.T) {
-	seg := block(t, 100)
-	seg.Truncate(12)
-	name := seg.Name()
-	closed := block(t, 100, shm.Perm(0o600))
-	closed.Close()
-	raw := block(t, 4096, shm.Headerless())
-	for _, tt := range []struct {
-		seg       *shm.Segment
-		text, log string
-	}{
-		{nil, "Segment <nil>", `seg="Segment <nil>"`},
-		{new(shm.Segment), "Segment <zero>", `seg="Segment <zero>"`},
-		{seg, fmt.Sprintf("Segment %q (12 of 100 bytes)", name), "seg.name=" + name + " seg.size=12 seg.cap=100 seg.state=open"},
-		{attach(t, name, shm.ReadOnly()), fmt.Sprintf("Segment %q (12 of 100 bytes, read-only)", name), "seg.name=" + name + " seg.size=12 seg.cap=100 seg.state=read-only"},
-		{closed, fmt.Sprintf("Segment %q (100 bytes, closed)", closed.Name()), "seg.name=" + closed.Name() + " seg.size=0 seg.cap=100 seg.state=closed"},
-		{raw, fmt.Sprintf("Segment %q (%d of %d bytes)", raw.Name(), raw.Size(), raw.Cap()), fmt.Sprintf("seg.name=%s seg.size=%d seg.cap=%d seg.state=open", raw.Name(), raw.Size(), raw.Cap())},
-		{anonymous(t, 100, shm.Label("a \"label\"\n")), `Segment "a \"label\"\n" (100 of 100 bytes)`, `seg.name="a \"label\"\n" seg.size=100 seg.cap=100 seg.state=open`},
-	} {
-		if got := fmt.Sprint(tt.seg); got != tt.text || tt.seg.String() != got {
-			t.Errorf("prints %s, want %s", got, tt.text)
-		}
-		var b bytes.Buffer
-		slog.New(slog.NewTextHandler(&b, nil)).Info("message", "seg", tt.seg)
-		if _, got, _ := strings.Cut(strings.TrimSpace(b.String()), "msg=message "); got != tt.log {
-			t.Errorf("logs %s, want %s", got, tt.log)
-		}
-	}
-}
-
-// TestStringWaitsForNothing prints a Segment while everything that a call can
-// hold is held.
-func TestStringWaitsForNothing(t *testing.T) {
-	seg := block(t, 100)
-	defer shm.HoldMutex(t, attach(t, seg.Name()))()
-	err := seg.View(func([]byte) error { // which has entered
-		_, err := seg.WriteTo(writeFunc(func(p []byte) (int, error) { return len(p), nil }))
-		shm.HoldOffset(seg, func() {
-			if got, want := seg.String(), fmt.Sprintf("Segment %q (100 of 100 bytes)", seg.Name()); got != want {
-				t.Errorf("prints %s, want %s", got, want)
-			}
-			seg.LogValue()
-		})
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
 }
 
 // TestCloseUnderCopy closes Segments while goroutines copy without the gate, and

@@ -2,16 +2,20 @@ package shm_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
+	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"reflect"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/proctest"
 )
 
 // holding returns a function that returns the descriptors and mappings that this
@@ -169,101 +174,6 @@ func TestCallbacks(t *testing.T) {
 	}
 }
 
-// TestFailureKeepsNothing has everything fail that takes a name.
-func TestFailureKeepsNothing(t *testing.T) {
-	onTmpfs(t)
-	if !undisturbed(t) {
-		return
-	}
-	shm.SetPatience(t, 0)
-	managed := image(t, 100)
-	damaged, version := bytes.Clone(managed), bytes.Clone(managed)
-	damaged[20]++
-	put(version, 8, 77)
-	checksum(version)
-	scribbled := bytes.Clone(managed)
-	put(scribbled, 64, 77) // state
-	for what, content := range map[string][]byte{
-		"foreign": []byte("foreign"), "empty": nil, "damaged": damaged, "version": version, "cut off": managed[:len(managed)-50],
-		"dead": managed, "scribbled": scribbled,
-	} {
-		t.Run(what, func(t *testing.T) {
-			name := plant(t, content)
-			kept := holding(t, name)
-			for _, opts := range [][]shm.Option{nil, {shm.ReadOnly()}, {shm.Headerless()}, {shm.Headerless(), shm.ReadOnly()}, {shm.Persistent()}} {
-				if err := tryOpen(name, opts...); err == nil && what != "foreign" {
-					t.Errorf("Open %v: no error", opts)
-				}
-				if _, err := os.Stat(shmPath(name)); err != nil {
-					mustKeepNothing(t, kept)
-					plantAgain(t, name, content)
-					kept = holding(t, name)
-				}
-			}
-			shm.Stat(name)
-			shm.List()
-			if err := tryCreate(name, 100); err != nil && !errors.Is(err, fs.ErrExist) {
-				t.Errorf("Create: %v", err)
-			}
-			shm.Unlink(name)
-			mustKeepNothing(t, kept)
-		})
-	}
-}
-
-func plantAgain(t *testing.T, name string, content []byte) {
-	t.Helper()
-	if err := os.WriteFile(shmPath(name), content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestOneHolder has a goroutine unlink a block through a Segment while another
-// one holds the mutex lane through it. For the kernel they are one, so it would
-// let both in; the Segment must not.
-func TestOneHolder(t *testing.T) {
-	onTmpfs(t)
-	seg := block(t, 100)
-	release := shm.HoldMutex(t, seg)
-	done := make(chan error, 1)
-	go func() { done <- seg.Unlink() }()
-	for range 1000 {
-		select {
-		case err := <-done:
-			t.Fatalf("Unlink did not wait: %v", err)
-		default:
-			runtime.Gosched()
-		}
-	}
-	mustStay(t, seg.Name())
-	release()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	seg.Close()
-	mustBeFree(t, seg.Name())
-}
-
-// TestDeadMark has a second name lead to a block when the last one leaves it.
-// What is left is marked, so that who has opened it, but not yet attached, does
-// not take it for alive.
-func TestDeadMark(t *testing.T) {
-	onTmpfs(t)
-	if !undisturbed(t) {
-		return
-	}
-	seg, other := block(t, 100), unique(t)
-	if err := os.Link(shmPath(seg.Name()), shmPath(other)); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(shmPath(other))
-	seg.Close()
-	left, err := os.ReadFile(shmPath(other))
-	if err != nil || binary.NativeEndian.Uint32(left[64:]) != 2 {
-		t.Errorf("state %v, %v", left[64:68], err)
-	}
-}
-
 // TestBlockingDescriptors streams from and to descriptors that the other side
 // keeps waiting in the kernel. Close must get the memory back all the same.
 func TestBlockingDescriptors(t *testing.T) {
@@ -362,5 +272,216 @@ func TestWritesNothing(t *testing.T) {
 	}
 	if n, err := seg.WriteTo(file); n != 0 || err == nil {
 		t.Errorf("WriteTo: %d, %v", n, err)
+	}
+}
+
+// TestSignals sends signals to all threads all the time, which interrupt every
+// system call that can be; fallocate(2) is one of them on older kernels.
+func TestSignals(t *testing.T) {
+	onTmpfs(t)
+	if !limited(t) {
+		return
+	}
+	got := make(chan os.Signal, 1)
+	signal.Notify(got, syscall.SIGUSR1)
+	c := proctest.Start(t, stormProgram, strconv.Itoa(os.Getpid()))
+	c.Expect("ready")
+	<-got
+	const size = 64 << 20
+	for range 2 {
+		seg, err := shm.Create("", size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Stat(shmPath(seg.Name()), &st); err != nil || st.Blocks*512 < size {
+			t.Errorf("%d bytes are reserved, %v", st.Blocks*512, err)
+		}
+		seg.Truncate(0)
+		data := noise(8 << 20)
+		if n, err := seg.ReadFrom(sources["pipe"](t, data)); n != int64(len(data)) || err != nil {
+			t.Errorf("ReadFrom: %d, %v", n, err)
+		}
+		seg.Seek(0, io.SeekStart)
+		w, arrived := sinks["pipe"](t)
+		if n, err := seg.WriteTo(w); n != int64(len(data)) || err != nil {
+			t.Errorf("WriteTo: %d, %v", n, err)
+		}
+		if !bytes.Equal(arrived(), data) {
+			t.Error("other bytes arrived")
+		}
+		attach(t, seg.Name()).Close()
+		seg.Close()
+		mustBeFree(t, seg.Name())
+	}
+	c.Kill()
+	signal.Stop(got)
+}
+
+// stormProgram sends signals to the threads of a process until it is killed.
+var stormProgram = proctest.Register("storm", func(p *proctest.Parent) error {
+	pid := int(number(p.Args[0]))
+	p.Say("ready")
+	for os.Getppid() == pid {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		if err != nil {
+			return nil
+		}
+		for range 100 {
+			for _, thread := range threads {
+				unix.Tgkill(pid, int(number(thread.Name())), syscall.SIGUSR1)
+			}
+			time.Sleep(20 * time.Microsecond) // a storm, not a standstill
+		}
+	}
+	return nil
+})
+
+// TestNoConnection streams from and to connections that are none.
+func TestNoConnection(t *testing.T) {
+	onTmpfs(t)
+	seg := block(t, 10)
+	var file *os.File
+	for _, c := range []io.ReadWriter{&net.UnixConn{}, &net.TCPConn{}, file} {
+		if _, err := seg.ReadFrom(c); err == nil {
+			t.Errorf("ReadFrom(%T): no error", c)
+		}
+		if _, err := seg.WriteTo(c); err == nil {
+			t.Errorf("WriteTo(%T): no error", c)
+		}
+		seg.Seek(0, io.SeekStart)
+	}
+}
+
+// shrinkProgram cuts an object off and extends it until it is killed.
+var shrinkProgram = proctest.Register("shrink", func(p *proctest.Parent) error {
+	file, err := os.OpenFile(shmPath(p.Args[0]), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	header := make([]byte, headerEnd)
+	if _, err := file.ReadAt(header, 0); err != nil {
+		return err
+	}
+	p.Say("ready")
+	p.Hear()
+	for os.Getppid() != 1 {
+		file.Truncate(rand.Int64N(info.Size()))
+		file.WriteAt(header, 0)
+		file.Truncate(info.Size())
+		file.WriteAt(header, 0)
+	}
+	return nil
+})
+
+// TestCutWhileStreaming has another process cut the object off and extend it
+// again, all the time.
+func TestCutWhileStreaming(t *testing.T) {
+	onTmpfs(t)
+	shm.SetPatience(t, time.Millisecond)
+	const capacity = 1 << 20
+	seg := block(t, capacity)
+	name := seg.Name()
+	t.Cleanup(func() { os.Remove(shmPath(name)) })
+	in, err := os.Create(filepath.Join(t.TempDir(), "in"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	data := noise(capacity)
+	in.Write(data)
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	c := proctest.Start(t, shrinkProgram, name)
+	c.Expect("ready")
+	c.Say("go")
+	faults := 0
+	mine := []error{shm.ErrFull, fs.ErrInvalid, shm.ErrBusy} // ErrBusy: Size changes all the time
+	check := func(what string, n int64, err error) {
+		t.Helper()
+		if errors.Is(err, shm.ErrFault) {
+			faults++
+		} else if err != nil && err != io.EOF && !slices.ContainsFunc(mine, func(e error) bool { return errors.Is(err, e) }) {
+			t.Errorf("%s: %d, %v", what, n, err)
+		}
+		if n < 0 || n > capacity {
+			t.Errorf("%s: %d bytes", what, n)
+		}
+	}
+	for i := 0; i < rounds(100) || faults == 0; i++ {
+		seg.Seek(0, io.SeekStart)
+		n, err := seg.ReadFrom(bytes.NewReader(data))
+		check("ReadFrom", n, err)
+		seg.Seek(0, io.SeekStart)
+		in.Seek(0, io.SeekStart)
+		n, err = seg.ReadFrom(in)
+		check("ReadFrom(file)", n, err)
+		seg.Seek(0, io.SeekStart)
+		n, err = seg.WriteTo(io.Discard)
+		check("WriteTo", n, err)
+		seg.Seek(0, io.SeekStart)
+		out.Seek(0, io.SeekStart)
+		n, err = seg.WriteTo(out)
+		check("WriteTo(file)", n, err)
+		check("Truncate", 0, seg.Truncate(100))
+		check("View", 0, seg.View(func(b []byte) error {
+			clear(b[:cap(b)])
+			return nil
+		}))
+		everything(seg)
+		if peer, err := shm.Open(name); err == nil {
+			everything(peer)
+			peer.Close()
+		}
+	}
+	c.Kill()
+	if err := seg.Close(); err != nil {
+		t.Error(err)
+	}
+	mustBeFree(t, name)
+}
+
+// TestLongSelfCopy moves a part of a block over itself, into parts that have not
+// been written to before.
+func TestLongSelfCopy(t *testing.T) {
+	onTmpfs(t)
+	const to, n = 300_000, 400_000
+	seg, data := block(t, 1<<20), noise(to+n/2)
+	seg.WriteAt(data, 0)
+	want := append(data[:to:to], data[:n]...)
+	seg.View(func(b []byte) error {
+		if put, err := seg.WriteAt(b[:n], to); put != n || err != nil {
+			t.Errorf("WriteAt: %d, %v", put, err)
+		}
+		return nil
+	})
+	if !bytes.Equal(content(t, seg)[:to+n], want) {
+		t.Error("it is not what was there before")
+	}
+}
+
+// TestCutLong writes much to a block that has lost its end: what there is room
+// for is written, and the object does not grow again.
+func TestCutLong(t *testing.T) {
+	onTmpfs(t)
+	const left = 100_000
+	seg, data := block(t, 1<<20), noise(500_000)
+	head := os.Getpagesize()
+	if err := os.Truncate(shmPath(seg.Name()), int64(head+left)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := seg.WriteAt(data, 0); n != left || !errors.Is(err, shm.ErrFault) {
+		t.Errorf("WriteAt: %d, %v", n, err)
+	}
+	got, err := os.ReadFile(shmPath(seg.Name()))
+	if err != nil || !bytes.Equal(got[head:], data[:left]) {
+		t.Errorf("the object has %d bytes of data, %v", len(got)-head, err)
 	}
 }
