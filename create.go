@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"strings"
+	"os"
 
 	"github.com/shmkit/shm/internal/blockname"
 	"github.com/shmkit/shm/internal/leaks"
+	"github.com/shmkit/shm/internal/memsource"
 	"github.com/shmkit/shm/internal/object"
 )
 
@@ -216,6 +217,31 @@ func (a *attachment) createObject(t *attempt, length int64, c config) (err error
 	return err
 }
 
+// adopt creates an anonymous object in memory from s.
+func adopt(s *memsource.Source, size int64, sparse bool) (object.Object, error) {
+	f, err := s.Create(size)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return handedObject(f, func(fd uintptr) (object.Object, error) {
+		return object.Current.Adopt(fd, size, sparse)
+	})
+}
+
+// handedObject calls open with the descriptor of f.
+func handedObject(f *os.File, open func(fd uintptr) (object.Object, error)) (o object.Object, err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	controlErr := conn.Control(func(fd uintptr) { o, err = open(fd) })
+	if controlErr != nil { // f is closed
+		return nil, fs.ErrClosed
+	}
+	return o, err
+}
+
 // nameInUse reports whether the name is that of a block that is in use, Persistent,
 // or another user's. A stale block loses it.
 func nameInUse(name string) bool {
@@ -300,6 +326,9 @@ func (a *attachment) attachManaged(st object.Stat, c config) (err error) {
 	return a.attach()
 }
 
+// errNotSealed is a header that says of its object what it is not.
+var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not anonymous", ErrCorrupt)
+
 func (a *attachment) attachRaw(st object.Stat, c config) error {
 	a.kind = rawBlock
 	l, _, err := readHeader(a.obj, st.Size)
@@ -349,15 +378,6 @@ func (a *attachment) discard() {
 	a.obj.Leave()
 	a.file = a.obj
 	a.free()
-}
-
-// checkName returns name as the platform functions take it.
-func checkName(name string) (string, error) {
-	name = strings.TrimPrefix(name, "/")
-	if most := object.Current.Limits().MaxName; !blockname.Valid(name, most) {
-		return "", fmt.Errorf("%w: a name has 1 to %d of A-Z a-z 0-9 . _ - and does not begin with a dot", fs.ErrInvalid, most)
-	}
-	return name, nil
 }
 
 // checkSize returns the error for a size that no new block can have.

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
+	"strings"
 
+	"github.com/shmkit/shm/internal/blockname"
 	"github.com/shmkit/shm/internal/object"
 )
 
@@ -51,6 +54,9 @@ var (
 	ErrBusy = object.ErrBusy
 )
 
+// errWouldBlock is a descriptor without bytes, or without room for any.
+var errWouldBlock = errors.New("shm: descriptor is not ready")
+
 // nameError is pathError for a name that the caller has given.
 func nameError(op, name string, err error) error {
 	if clean, bad := checkName(name); bad == nil {
@@ -59,10 +65,28 @@ func nameError(op, name string, err error) error {
 	return pathError(op, name, err)
 }
 
+// checkName returns name as the platform functions take it.
+func checkName(name string) (string, error) {
+	name = strings.TrimPrefix(name, "/")
+	if most := object.Current.Limits().MaxName; !blockname.Valid(name, most) {
+		return "", fmt.Errorf("%w: a name has 1 to %d of A-Z a-z 0-9 . _ - and does not begin with a dot", fs.ErrInvalid, most)
+	}
+	return name, nil
+}
+
 // pathError makes err what all exported functions return.
 func pathError(op, name string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
 	return &fs.PathError{Op: op, Path: name, Err: err}
+}
+
+// isBlockError reports whether err says something of one block alone. Any other
+// means that this process cannot look at blocks, and so not that there are none.
+func isBlockError(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,
+		ErrNotSegment, ErrCorrupt, ErrVersion, ErrBusy,
+	}, func(target error) bool { return errors.Is(err, target) })
 }

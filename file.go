@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/shmkit/shm/internal/memsource"
 	"github.com/shmkit/shm/internal/object"
 )
 
@@ -137,31 +136,3 @@ func fromFileOnce(f *os.File, c config) (*attachment, error) {
 	}
 	return attachTo(o, name, c)
 }
-
-// adopt creates an anonymous object in memory from s.
-func adopt(s *memsource.Source, size int64, sparse bool) (object.Object, error) {
-	f, err := s.Create(size)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return handedObject(f, func(fd uintptr) (object.Object, error) {
-		return object.Current.Adopt(fd, size, sparse)
-	})
-}
-
-// handedObject calls open with the descriptor of f.
-func handedObject(f *os.File, open func(fd uintptr) (object.Object, error)) (o object.Object, err error) {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	controlErr := conn.Control(func(fd uintptr) { o, err = open(fd) })
-	if controlErr != nil { // f is closed
-		return nil, fs.ErrClosed
-	}
-	return o, err
-}
-
-// errNotSealed is a header that says of its object what it is not.
-var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not anonymous", ErrCorrupt)

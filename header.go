@@ -196,6 +196,12 @@ func (h header) count() *atomic.Uint32   { return raw.Uint32(h, offCount) }
 func (h header) size() *atomic.Uint64    { return raw.Uint64(h, offSize) }
 func (h header) written() *atomic.Uint64 { return raw.Uint64(h, offWritten) }
 
+// refs returns the count of attachments. Below zero it can only be by a
+// peer's scribble.
+func (h header) refs() int {
+	return int(min(h.count().Load(), math.MaxInt32))
+}
+
 // raise sets w to v unless it is larger already.
 func raise(w *atomic.Uint64, v uint64) {
 	for old := w.Load(); old < v; old = w.Load() {

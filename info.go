@@ -4,11 +4,8 @@ import (
 	"cmp"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
-	"math"
-	"slices"
 	"strconv"
 	"time"
 
@@ -129,13 +126,7 @@ func newRawInfo(name string, obj object.Stat) Info {
 // setWords fills in what changes.
 func (i *Info) setWords(h header) {
 	i.Size = int64(min(h.size().Load(), uint64(i.Cap)))
-	i.Refs = refCount(h)
-}
-
-// refCount returns the count in the header. Below zero it can only be by a
-// peer's scribble.
-func refCount(h header) int {
-	return int(min(h.count().Load(), math.MaxInt32))
+	i.Refs = h.refs()
 }
 
 // Stat returns what is known of the block. The Sys method of the result returns
@@ -249,13 +240,4 @@ func List() ([]Info, error) {
 		return true
 	})
 	return list, pathError("list", "", cmp.Or(err, failed))
-}
-
-// isBlockError reports whether err says something of one block alone. Any other
-// means that this process cannot look at blocks, and so not that there are none.
-func isBlockError(err error) bool {
-	return slices.ContainsFunc([]error{
-		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,
-		ErrNotSegment, ErrCorrupt, ErrVersion, ErrBusy,
-	}, func(target error) bool { return errors.Is(err, target) })
 }

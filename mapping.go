@@ -2,6 +2,7 @@ package shm
 
 import (
 	"fmt"
+	"reflect"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -85,10 +86,6 @@ func (m *mapping) release() {
 	}
 	kept.Add(-keeps(m.mem))
 }
-
-// quick reports whether a call that only copies a few bytes may do without the
-// gate. It must keep the handle alive until it is done.
-func (h *handle) quick() bool { return h != nil && h.pass.Load() == passQuick }
 
 // decideQuick has short copies from now on do without the gate, unless the
 // addresses that are kept could come to too much until the collector runs, or
@@ -197,6 +194,15 @@ func (m *mapping) faultAt(r any) int {
 	panic(r)
 }
 
+// packageOf returns the import path of the package that v's type is from.
+func packageOf(v any) string {
+	t := reflect.TypeOf(v)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.PkgPath()
+}
+
 // faultReason says why the byte at offset at of the object is not there.
 func (m *mapping) faultReason(at int64) error {
 	st, err := m.file.Stat()
@@ -230,6 +236,25 @@ func (m *mapping) size() (size int64, err error) {
 // loadSize is size for a caller that is under guard itself. A size beyond the
 // capacity is what another process has scribbled.
 func (m *mapping) loadSize() int64 { return int64(min(m.head.size().Load(), uint64(len(m.data)))) }
+
+// tryRead returns how many bytes it has copied and the size of the block, or a
+// negative size if there was a fault.
+func (m *mapping) tryRead(p []byte, off int64) (n int, size int64) {
+	size = -1
+	before := debug.SetPanicOnFault(true)
+	defer func() { // short and with little to carry: it is what a short read costs most
+		debug.SetPanicOnFault(before)
+		if size < 0 {
+			m.faultAt(recover())
+		}
+	}()
+	have := m.loadSize()
+	if off < have {
+		n = copy(p, m.data[off:have])
+	}
+	size = have
+	return n, size
+}
 
 // readAround reads by system calls, which return an error where the mapping would
 // fault: they end where the object ends, and find zeros, for which they take no
@@ -265,4 +290,22 @@ func (m *mapping) writeAround(p []byte, off int64) (n int, err error) {
 		return n, m.faultReason(at + int64(n))
 	}
 	return n, nil
+}
+
+// fresh reports whether a long write up to end goes by the file and not by the
+// mapping. The first write to a page costs a page fault in the mapping, which is
+// half of the time, and none by the file; any later write is three times faster
+// in the mapping. So each goes by the file that goes beyond where a long one,
+// or Prefault, has been before.
+func (m *mapping) fresh(end int64) bool {
+	return object.Current.Limits().Files && uint64(end) > m.warmed.Load()
+}
+
+func (m *mapping) warm(end int64) { raise(&m.warmed, uint64(end)) }
+
+// reaches reports whether the object has all bytes of the data up to end, which
+// a write by the file would otherwise add.
+func (m *mapping) reaches(end int64) bool {
+	info, err := m.file.Stat()
+	return err == nil && info.Size >= m.start+end
 }

@@ -1,7 +1,6 @@
 package shm
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -177,116 +176,6 @@ func (h *handle) seek(offset int64, whence int) (int64, error) {
 	return h.off, nil
 }
 
-// WriteTo implements [io.WriterTo]: it writes the block to w from the offset
-// on, until it reaches Size as it then is. [io.Copy] from a Segment comes here.
-//
-// A w that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn] is written
-// to straight from the block's memory, and a hash of the standard library reads
-// that itself; any other gets the bytes in pieces of 128 KiB, from a buffer, so
-// that it need not be trusted with the memory. The buffer given to [io.CopyBuffer]
-// is not used. The block can be closed while w blocks; WriteTo then returns
-// [fs.ErrClosed] when w is done.
-func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
-	if c := rawConn(w); c != nil {
-		n, err = s.writeToConn(c)
-		if !errors.Is(err, errNotPollable) {
-			return n, err
-		}
-	}
-	if isHash(w) {
-		return s.writeToHash(w)
-	}
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	for {
-		got, readErr := s.Read(*buf)
-		if got > 0 {
-			put, err := w.Write((*buf)[:got])
-			if put < 0 || put > got {
-				put, err = 0, errInvalidWrite
-			}
-			n += int64(put)
-			if err == nil && put < got {
-				err = io.ErrShortWrite
-			}
-			if err != nil {
-				s.unread(got - put)
-				return n, err
-			}
-		}
-		if readErr == io.EOF {
-			return n, nil
-		}
-		if readErr != nil {
-			return n, readErr
-		}
-	}
-}
-
-// ReadFrom implements [io.ReaderFrom]: it writes what it reads from r at the
-// offset, until r returns [io.EOF]. [io.Copy] to a Segment comes here. Size is
-// raised as the bytes come in, so other processes can read along.
-//
-// An r that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn], or an
-// [io.LimitedReader] of one, is read straight into the block's memory; from any
-// other the bytes come in pieces, through a buffer. The block can be closed
-// while r blocks; ReadFrom then returns [fs.ErrClosed] when r is done.
-//
-// If r has more bytes than there is room for up to Cap, the error is [ErrFull];
-// some of the bytes that did not fit have then been taken from r.
-func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
-	h, token, err := s.enter("write")
-	if err != nil {
-		return 0, err
-	}
-	h.leave(token)
-	if h.readOnly { // nothing must be taken from r
-		return 0, pathError("write", h.name, ErrReadOnly)
-	}
-	limit := int64(-1)
-	src := r
-	lr, limited := r.(*io.LimitedReader)
-	if limited {
-		src, limit = lr.R, max(lr.N, 0)
-	}
-	if c := rawConn(src); c != nil {
-		n, err = s.readFromConn(c, limit)
-		if limited {
-			lr.N -= n
-			if errors.Is(err, ErrFull) {
-				lr.N-- // the byte that told that there are more
-			}
-		}
-		if !errors.Is(err, errNotPollable) {
-			return n, err
-		}
-	}
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	for empty := 0; ; {
-		got, err := r.Read(*buf)
-		if got < 0 || got > len(*buf) {
-			return n, errInvalidRead
-		}
-		if got > 0 {
-			empty = 0
-			put, werr := s.Write((*buf)[:got])
-			n += int64(put)
-			if werr != nil {
-				return n, werr
-			}
-		} else if empty++; empty > 100 && err == nil {
-			err = io.ErrNoProgress
-		}
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
-		}
-	}
-}
-
 // readAt implements every read of a few bytes. One trap covers the header and the
 // data, because setting it is what a short read costs most after the gate.
 func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
@@ -310,25 +199,6 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 		err = io.EOF
 	}
 	return n, err
-}
-
-// tryRead returns how many bytes it has copied and the size of the block, or a
-// negative size if there was a fault.
-func (a *attachment) tryRead(p []byte, off int64) (n int, size int64) {
-	size = -1
-	before := debug.SetPanicOnFault(true)
-	defer func() { // short and with little to carry: it is what a short read costs most
-		debug.SetPanicOnFault(before)
-		if size < 0 {
-			a.faultAt(recover())
-		}
-	}()
-	have := a.loadSize()
-	if off < have {
-		n = copy(p, a.data[off:have])
-	}
-	size = have
-	return n, size
 }
 
 // writeAt is what all writing comes down to.
@@ -364,6 +234,27 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 		}
 	}
 	return len(p), err
+}
+
+// writeFresh writes by the file, and returns how far it came and the size that
+// the block had before.
+func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
+	end := off + int64(len(p))
+	if raw.Within(p, a.mem) || !a.reaches(end) || a.announce(end) != nil {
+		return 0, 0
+	}
+	if before, err := a.size(); err == nil {
+		size = uint64(before)
+	}
+	for n < len(p) {
+		put, err := a.file.WriteAt(raw.Unkept(p[n:]), a.start+off+int64(n))
+		if put <= 0 || err != nil {
+			break
+		}
+		n += put
+	}
+	a.warm(off + int64(n))
+	return n, size
 }
 
 // tryWrite copies p, which fits, and reports whether there was no fault. The

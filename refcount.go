@@ -31,6 +31,16 @@ type member struct {
 	mutex   sync.Mutex // held by the goroutine that holds the mutex of obj
 }
 
+// attachment is this process's memory of a block and its part in the block's life.
+// It ends by close, once, from Segment.Close or from drop.
+type attachment struct {
+	mapping
+	member
+
+	name     string // of the Segment
+	readOnly bool   // option ReadOnly
+}
+
 // initHeader makes a the first attachment of a block that is not published. It
 // joins before: a block that is published had an attachment, and is stale once it
 // has none.
@@ -170,6 +180,20 @@ func (a *attachment) detach() {
 	if alone, _ := a.obj.Alone(); alone {
 		markStaleAndUnlink(a.obj)
 	}
+}
+
+// close detaches, and reports whether it was the first to. Calls in progress
+// keep the memory until they are done.
+func (a *attachment) close() bool {
+	if !a.gate.Close() {
+		return false
+	}
+	a.kept = a.pass.Swap(passGate) == passQuick
+	if a.kind != rawBlock {
+		a.detach()
+	}
+	a.gate.Release()
+	return true
 }
 
 // lock takes the mutex of the object, and that of the member with it, because all

@@ -41,30 +41,6 @@ type handle struct {
 	id uint64 // in the register of leaks
 }
 
-// attachment is this process's memory of a block and its part in the block's life.
-// It ends by close, once, from Segment.Close or from drop.
-type attachment struct {
-	mapping
-	member
-
-	name     string // of the Segment
-	readOnly bool   // option ReadOnly
-}
-
-// close detaches, and reports whether it was the first to. Calls in progress
-// keep the memory until they are done.
-func (a *attachment) close() bool {
-	if !a.gate.Close() {
-		return false
-	}
-	a.kept = a.pass.Swap(passGate) == passQuick
-	if a.kind != rawBlock {
-		a.detach()
-	}
-	a.gate.Release()
-	return true
-}
-
 // enter begins a call that uses the attachment; leave ends it.
 func (s *Segment) enter(op string) (*handle, gate.Token, error) {
 	if s == nil || s.h == nil {
@@ -81,6 +57,10 @@ func (h *handle) leave(token gate.Token) {
 	h.gate.Leave(token)
 	runtime.KeepAlive(h) // a handle in use must not be found dropped
 }
+
+// quick reports whether a call that only copies a few bytes may do without the
+// gate. It must keep the handle alive until it is done.
+func (h *handle) quick() bool { return h != nil && h.pass.Load() == passQuick }
 
 // Close detaches from the block. If nobody else is attached, the block is
 // unlinked, unless it is [Persistent] or [Headerless]. Close does not wait for
@@ -203,7 +183,7 @@ func (s *Segment) Refs() int {
 	}
 	defer h.leave(token)
 	refs := 0
-	h.words(func(w header) { refs = refCount(w) })
+	h.words(func(w header) { refs = w.refs() })
 	return refs
 }
 

@@ -1,6 +1,6 @@
 package shm
 
-// The fast paths of ReadFrom, WriteTo and long writes.
+// ReadFrom and WriteTo, and their fast paths.
 
 import (
 	"cmp"
@@ -9,15 +9,11 @@ import (
 	"io"
 	"net"
 	"path"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
-
-	"github.com/shmkit/shm/internal/object"
-	"github.com/shmkit/shm/internal/raw"
 )
 
 var (
@@ -27,9 +23,6 @@ var (
 	// errNotPollable is a descriptor that would block a whole thread, and the
 	// memory with it, for as long as the other side likes.
 	errNotPollable = errors.New("shm: descriptor is in blocking mode")
-
-	// errWouldBlock is a descriptor without bytes, or without room for any.
-	errWouldBlock = errors.New("shm: descriptor is not ready")
 )
 
 // buffers stand between the block and Readers and Writers that are not known to
@@ -38,6 +31,116 @@ var buffers = sync.Pool{New: func() any {
 	b := make([]byte, 128<<10)
 	return &b
 }}
+
+// WriteTo implements [io.WriterTo]: it writes the block to w from the offset
+// on, until it reaches Size as it then is. [io.Copy] from a Segment comes here.
+//
+// A w that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn] is written
+// to straight from the block's memory, and a hash of the standard library reads
+// that itself; any other gets the bytes in pieces of 128 KiB, from a buffer, so
+// that it need not be trusted with the memory. The buffer given to [io.CopyBuffer]
+// is not used. The block can be closed while w blocks; WriteTo then returns
+// [fs.ErrClosed] when w is done.
+func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
+	if c := rawConn(w); c != nil {
+		n, err = s.writeToConn(c)
+		if !errors.Is(err, errNotPollable) {
+			return n, err
+		}
+	}
+	if isHash(w) {
+		return s.writeToHash(w)
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	for {
+		got, readErr := s.Read(*buf)
+		if got > 0 {
+			put, err := w.Write((*buf)[:got])
+			if put < 0 || put > got {
+				put, err = 0, errInvalidWrite
+			}
+			n += int64(put)
+			if err == nil && put < got {
+				err = io.ErrShortWrite
+			}
+			if err != nil {
+				s.unread(got - put)
+				return n, err
+			}
+		}
+		if readErr == io.EOF {
+			return n, nil
+		}
+		if readErr != nil {
+			return n, readErr
+		}
+	}
+}
+
+// ReadFrom implements [io.ReaderFrom]: it writes what it reads from r at the
+// offset, until r returns [io.EOF]. [io.Copy] to a Segment comes here. Size is
+// raised as the bytes come in, so other processes can read along.
+//
+// An r that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn], or an
+// [io.LimitedReader] of one, is read straight into the block's memory; from any
+// other the bytes come in pieces, through a buffer. The block can be closed
+// while r blocks; ReadFrom then returns [fs.ErrClosed] when r is done.
+//
+// If r has more bytes than there is room for up to Cap, the error is [ErrFull];
+// some of the bytes that did not fit have then been taken from r.
+func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
+	h, token, err := s.enter("write")
+	if err != nil {
+		return 0, err
+	}
+	h.leave(token)
+	if h.readOnly { // nothing must be taken from r
+		return 0, pathError("write", h.name, ErrReadOnly)
+	}
+	limit := int64(-1)
+	src := r
+	lr, limited := r.(*io.LimitedReader)
+	if limited {
+		src, limit = lr.R, max(lr.N, 0)
+	}
+	if c := rawConn(src); c != nil {
+		n, err = s.readFromConn(c, limit)
+		if limited {
+			lr.N -= n
+			if errors.Is(err, ErrFull) {
+				lr.N-- // the byte that told that there are more
+			}
+		}
+		if !errors.Is(err, errNotPollable) {
+			return n, err
+		}
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	for empty := 0; ; {
+		got, err := r.Read(*buf)
+		if got < 0 || got > len(*buf) {
+			return n, errInvalidRead
+		}
+		if got > 0 {
+			empty = 0
+			put, werr := s.Write((*buf)[:got])
+			n += int64(put)
+			if werr != nil {
+				return n, werr
+			}
+		} else if empty++; empty > 100 && err == nil {
+			err = io.ErrNoProgress
+		}
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
 
 // rawConn returns the descriptor under v if nothing is known to stand between
 // reading or writing v and it: v is a file or a stream of package os or net.
@@ -63,15 +166,6 @@ func rawConn(v any) syscall.RawConn {
 		return nil // nil or closed; the ordinary way says so properly
 	}
 	return c
-}
-
-// packageOf returns the import path of the package that v's type is from.
-func packageOf(v any) string {
-	t := reflect.TypeOf(v)
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	return t.PkgPath()
 }
 
 // mostAtOnce bounds one system call on a mapping, so that Size follows what is
@@ -177,45 +271,6 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 		return 0, err
 	}
 	return h.writeAt((*buf)[:got], h.off)
-}
-
-// fresh reports whether a long write up to end goes by the file and not by the
-// mapping. The first write to a page costs a page fault in the mapping, which is
-// half of the time, and none by the file; any later write is three times faster
-// in the mapping. So each goes by the file that goes beyond where a long one,
-// or Prefault, has been before.
-func (m *mapping) fresh(end int64) bool {
-	return object.Current.Limits().Files && uint64(end) > m.warmed.Load()
-}
-
-func (m *mapping) warm(end int64) { raise(&m.warmed, uint64(end)) }
-
-// reaches reports whether the object has all bytes of the data up to end, which
-// a write by the file would otherwise add.
-func (m *mapping) reaches(end int64) bool {
-	info, err := m.file.Stat()
-	return err == nil && info.Size >= m.start+end
-}
-
-// writeFresh writes by the file, and returns how far it came and the size that
-// the block had before.
-func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
-	end := off + int64(len(p))
-	if raw.Within(p, a.mem) || !a.reaches(end) || a.announce(end) != nil {
-		return 0, 0
-	}
-	if before, err := a.size(); err == nil {
-		size = uint64(before)
-	}
-	for n < len(p) {
-		put, err := a.file.WriteAt(raw.Unkept(p[n:]), a.start+off+int64(n))
-		if put <= 0 || err != nil {
-			break
-		}
-		n += put
-	}
-	a.warm(off + int64(n))
-	return n, size
 }
 
 // writeToConn writes from the mapping to the descriptor, as readFromConn reads.
