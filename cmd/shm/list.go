@@ -31,7 +31,7 @@ until the block ends. STATE is one of
 
   attached  somebody is attached to the block
   kept      nobody is, and the block is persistent: it stays until "shm rm"
-  dead      nobody is, and the next "shm reap" removes it
+  stale     not persistent, no process attached: the next "shm reap" removes it
   raw       a block without header, of which nobody keeps count (with --all)
 
 Blocks that you may not read are left out.`,
@@ -105,7 +105,7 @@ func state(i shm.Info) string {
 	case i.Persistent:
 		return "kept"
 	}
-	return "dead"
+	return "stale"
 }
 
 func statCommand() *cobra.Command {

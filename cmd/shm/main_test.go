@@ -257,7 +257,7 @@ func TestBrokenPipe(t *testing.T) {
 	}
 }
 
-// A killed process leaves a dead block, which is for anybody to remove.
+// A killed process leaves a stale block, which any process may remove.
 func TestReap(t *testing.T) {
 	name := newName(t)
 	hold := start(t, "hold", name, "--size", "64KiB")
@@ -265,7 +265,7 @@ func TestReap(t *testing.T) {
 	hold.Process.Kill()
 	hold.Wait()
 	if _, err := shm.Open(name); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("open of a dead block: %v", err)
+		t.Errorf("open of a stale block: %v", err)
 	}
 	needsList(t)
 	// A block that another process is just reaping is passed over.

@@ -78,7 +78,7 @@ func TestTables(t *testing.T) {
 	want := `NAME                 SIZE       CAP  REFS  STATE     MODE        CREATED
 frames            120 MiB   256 MiB     2  attached  -rw-------  1 minute ago
 kept                  0 B       1 B     0  kept      -rw-r-----  3 hours ago
-of-a-killed-one      12 B      12 B     1  dead      -rw-------  2 seconds ago
+of-a-killed-one      12 B      12 B     1  stale     -rw-------  2 seconds ago
 psm_1234         4.00 KiB  4.00 KiB     -  raw       -rw-------  -
 `
 	if b.String() != want {
