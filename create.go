@@ -13,16 +13,15 @@ import (
 	"github.com/shmkit/shm/internal/object"
 )
 
-// Create creates the block called name with a Cap and Size of size bytes, all
-// zero, and attaches to it. If name is empty, Create makes up one that no other
-// block has; see [Segment.Name]. The memory is reserved, unless the block is
-// [Sparse].
+// Create creates the block called name, with a Cap and Size of size bytes, all
+// zero, and attaches to it. If name is empty, Create chooses a random name that no
+// other block has; [Segment.Name] returns it. Create reserves the memory of the
+// block unless it is [Sparse]. A stale block of the name is replaced.
 //
-// The error is [fs.ErrExist] if there is a block of that name (a stale one is
-// replaced), [fs.ErrInvalid] for a bad name or option or a size below 1,
-// [ErrNoSpace] if the memory or the address space for it cannot be allocated,
-// [fs.ErrPermission], [ErrBusy], or [errors.ErrUnsupported]. A Create that fails leaves
-// nothing behind.
+// The error is [fs.ErrExist] if there is a block of that name, [fs.ErrInvalid] for
+// a bad name or option or a size below 1, [ErrNoSpace] if the memory or the address
+// space for the block cannot be allocated, [fs.ErrPermission], [ErrBusy], or
+// [errors.ErrUnsupported]. A Create that fails leaves nothing behind.
 //
 // Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
 // Headerless with Persistent and Sparse with Prefault are fs.ErrInvalid.
@@ -36,13 +35,13 @@ func Create(name string, size int64, opts ...Option) (*Segment, error) {
 
 // Open attaches to the block called name.
 //
-// The error is [fs.ErrNotExist] if there is none, or none that anybody is still
-// attached to; [ErrNotSegment] if it has no header (see [Headerless]);
-// [ErrCorrupt] or [ErrVersion] if the header is not to be relied on;
-// [ErrFault] if it is truncated at this moment; [ErrBusy]; [ErrNoSpace] if
-// there is no address space to map it;
-// [fs.ErrPermission]; [fs.ErrInvalid] for a bad name or option; or
-// [errors.ErrUnsupported]. An Open that fails changes nothing.
+// The error is [fs.ErrNotExist] if there is no such block or it is stale,
+// [ErrNotSegment] if it has no header (see [Headerless]), [ErrCorrupt] or
+// [ErrVersion] if its header is damaged or of another version, [ErrFault] if
+// another program truncates it at this moment, [ErrNoSpace] if there is no address
+// space for it, [fs.ErrPermission], [fs.ErrInvalid] for a bad name or option,
+// [ErrBusy], or [errors.ErrUnsupported]. An Open that fails does not change a block
+// that is in use.
 //
 // Options: [ReadOnly], [Headerless], [Prefault].
 func Open(name string, opts ...Option) (*Segment, error) {
@@ -53,19 +52,20 @@ func Open(name string, opts ...Option) (*Segment, error) {
 	return &Segment{watch(a, 1)}, nil
 }
 
-// OpenOrCreate attaches to the block called name, or creates it if there is
-// none, and reports which. An existing block keeps its own Cap, permissions and
-// other properties: size and options are checked, but only used to create one.
-// If several processes call OpenOrCreate at once, one of them creates the block
-// and the others attach to it. If name is empty, OpenOrCreate is Create.
+// OpenOrCreate attaches to the block called name, or creates it if there is none,
+// and reports whether it created it. An existing block keeps its Cap, permissions
+// and other properties: size and options are always checked, but used only to
+// create a block. If several processes call OpenOrCreate concurrently, one of them
+// creates the block and the others attach to it. If name is empty, OpenOrCreate
+// always creates a block, as Create does.
 //
-// The errors are those of [Create] and [Open], with two exceptions.
-// [fs.ErrExist] is returned for a stale block that this process may not remove,
-// because it belongs to another user. [ErrNoSpace] is returned after about two
-// seconds, because until then the memory can be what another process needs to
-// create the block; for a size that can never fit it is returned at once.
+// The errors are those of [Create] and [Open], with two exceptions. [fs.ErrExist]
+// means a stale block that this process is not permitted to remove. [ErrNoSpace] is
+// returned after about two seconds, because another process may be allocating the
+// memory to create the same block; it is returned immediately for a size that can
+// never fit.
 //
-// Options: those of Create. A block to be opened [ReadOnly] is not created.
+// Options: those of Create. [ReadOnly] does not apply.
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
 	if err != nil {
@@ -121,7 +121,7 @@ func createConfig(t *attempt, name string, size int64, c config) (*attachment, e
 		return nil, err
 	}
 	reapOnce()
-	if !unique && nameInUse(name) { // before memory is looked for
+	if !unique && nameInUse(name) { // before any memory is allocated
 		return nil, fs.ErrExist
 	}
 	a, err := newBlock(t, name, size, c)
@@ -129,7 +129,7 @@ func createConfig(t *attempt, name string, size int64, c config) (*attachment, e
 		a, err = newBlock(t, blockname.Unique(), size, c)
 	}
 	if errors.Is(err, ErrNoSpace) && !unique && nameInUse(name) {
-		err = fs.ErrExist // another process was faster, and has the memory
+		err = fs.ErrExist // another process has created the block and got the memory
 	}
 	if err == nil && a.kind == rawBlock && !object.Current.Limits().NamesStay {
 		leaks.CreatedRaw(a.name)
@@ -156,8 +156,8 @@ func newBlock(t *attempt, name string, size int64, c config) (*attachment, error
 	return a, nil
 }
 
-// claimName calls f, which takes the name or finds that it is taken, again if the
-// name was that of a stale block.
+// claimName calls f, which gives an object the name or returns fs.ErrExist. If a
+// stale block has the name, claimName removes it and calls f again.
 func claimName(t *attempt, name string, f func() error) error {
 	return t.retry(func() error {
 		err := f()
@@ -172,7 +172,7 @@ func claimName(t *attempt, name string, f func() error) error {
 	})
 }
 
-// prepare creates a block up to its publication.
+// prepare creates a block that is not yet published.
 func prepare(t *attempt, name string, size int64, c config) (*attachment, error) {
 	a := &attachment{name: name}
 	a.kind = c.kind()
@@ -242,8 +242,8 @@ func handedObject(f *os.File, open func(fd uintptr) (object.Object, error)) (o o
 	return o, err
 }
 
-// nameInUse reports whether the name is that of a block that is in use, Persistent,
-// or another user's. A stale block loses it.
+// nameInUse reports whether a block has the name that is in use, is Persistent, or
+// belongs to another user. It removes a stale block.
 func nameInUse(name string) bool {
 	reaped, err := reap(name)
 	return !reaped && (err == nil || errors.Is(err, fs.ErrPermission))
@@ -270,7 +270,7 @@ func openConfig(t *attempt, name string, c config) (a *attachment, err error) {
 
 func openOnce(name string, c config) (*attachment, error) {
 	readOnly := c.has(optReadOnly)
-	// Write permission is needed to be counted, so it is asked for even to read.
+	// To be counted takes permission to write, so even a ReadOnly Segment asks for it.
 	o, err := object.Current.Open(name, !c.has(optHeaderless) || !readOnly)
 	if readOnly && errors.Is(err, fs.ErrPermission) {
 		o, err = object.Current.Open(name, false)
@@ -326,13 +326,14 @@ func (a *attachment) attachManaged(st object.Stat, c config) (err error) {
 	return a.attach()
 }
 
-// errNotSealed is a header that says of its object what it is not.
+// errNotSealed is returned for a header that does not fit its object: only anonymous
+// blocks are sealed, and all of them are.
 var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not anonymous", ErrCorrupt)
 
 func (a *attachment) attachRaw(st object.Stat, c config) error {
 	a.kind = rawBlock
 	l, _, err := readHeader(a.obj, st.Size)
-	if err == nil && !l.anonymous() { // a stale block is none: Create replaces it
+	if err == nil && !l.anonymous() { // a stale block is fs.ErrNotExist: Create replaces it
 		if err := a.obj.Lockable(); err != nil {
 			return err
 		}
@@ -342,11 +343,11 @@ func (a *attachment) attachRaw(st object.Stat, c config) error {
 	}
 	switch {
 	case err == nil, errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):
-		return fmt.Errorf("%w: option Headerless for a block with a header", fs.ErrInvalid)
+		return fmt.Errorf("%w: the block has a header: use it without Headerless", fs.ErrInvalid)
 	case !errors.Is(err, ErrNotSegment):
 		return err
-	case st.Size == 0: // its creator has not yet set the size
-		return fmt.Errorf("%w: empty", ErrNotSegment)
+	case st.Size == 0: // its creator has not set the size yet
+		return fmt.Errorf("%w: size 0", ErrNotSegment)
 	}
 	writable := st.Size
 	if a.readOnly {
@@ -355,8 +356,8 @@ func (a *attachment) attachRaw(st object.Stat, c config) error {
 	return a.mapAll(st.Size, writable, c)
 }
 
-// mapAll maps length bytes of the object, of which the first writable ones can be
-// written to.
+// mapAll maps length bytes of the object, the first writable ones of them for
+// writing.
 func (a *attachment) mapAll(length, writable int64, c config) error {
 	a.file = a.obj
 	a.gate.Init(a.free)
@@ -369,7 +370,7 @@ func (a *attachment) mapAll(length, writable int64, c config) error {
 }
 
 func errAddresses(size int64) error {
-	err := fmt.Errorf("%w: %d bytes do not fit the address space", ErrNoSpace, size)
+	err := fmt.Errorf("%w: size %d: larger than the address space", ErrNoSpace, size)
 	return object.TooLargeError{Err: err}
 }
 
@@ -384,7 +385,7 @@ func (a *attachment) discard() {
 func checkSize(size int64) error {
 	switch {
 	case size <= 0:
-		return fmt.Errorf("%w: size %d", fs.ErrInvalid, size)
+		return fmt.Errorf("%w: size %d: must be at least 1", fs.ErrInvalid, size)
 	case size > math.MaxInt-maxHeaderSize:
 		return errAddresses(size)
 	}

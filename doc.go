@@ -1,9 +1,9 @@
-// Package shm gives named shared memory the ways of a file.
+// Package shm provides named shared memory with a file-like API.
 //
-// A block is a named piece of memory that every process of the machine can
-// attach to. A [Segment] is one process's attachment: it reads, writes and
-// seeks as an [os.File] does, but what it moves are bytes in memory that all
-// attached processes see at once.
+// One process creates a block of memory under a name, and other processes of the
+// same machine open it by that name. Each gets a [Segment], which has the methods
+// of an [os.File]. The bytes that it reads and writes are in memory that all these
+// processes share.
 //
 //	seg, err := shm.Create("frames", 16<<20)
 //	if err != nil {
@@ -12,7 +12,7 @@
 //	defer seg.Close()
 //	_, err = io.Copy(seg, file)
 //
-// Another process then reads what is there:
+// Another process reads the block:
 //
 //	seg, err := shm.Open("frames", shm.ReadOnly())
 //	if err != nil {
@@ -21,73 +21,90 @@
 //	defer seg.Close()
 //	_, err = io.Copy(os.Stdout, seg)
 //
+// # Terms
+//
+//   - A block is a piece of shared memory. Most blocks have a name; [Anonymous]
+//     blocks have none.
+//   - A [Segment] is one attachment of one process to a block. Create, Open,
+//     OpenOrCreate, Anonymous and FromFile attach; Close detaches.
+//   - A block is stale if all its attachments have ended and none has removed it,
+//     because the last processes were killed. Nothing can attach to a stale block.
+//   - The header is the first page of a block's memory, before its data. It holds
+//     the Size of the block and what this package has to know of it. [Headerless]
+//     blocks, those of other programs, have none.
+//   - The mutex of a block is a lock that a process holds for some microseconds
+//     while it attaches, detaches or unlinks. If a process is stopped while it
+//     holds the mutex, other processes wait for two seconds at most; see [ErrBusy].
+//
 // # Lifetime
 //
-// A block exists exactly as long as somebody is attached to it. The process
-// that closes the last Segment of it takes its name away. A process that ends
-// without Close, even by kill -9, is no longer attached either: the kernel
-// vouches for that. If it was the last, the block stays behind dead until the
-// next [Create], [Open] or [OpenOrCreate] of that name, or a [Reap], by any
-// process: Open finds that it does not exist, Create makes a new one.
+// A block exists as long as at least one Segment is attached to it. The last Close,
+// in whatever process, unlinks it. A process that exits without calling Close, even
+// one killed by SIGKILL, no longer counts as attached: the kernel releases its
+// locks. If it was the last one, the block is stale, and the next [Create], [Open],
+// [OpenOrCreate] of its name or [Reap] by any process that is permitted to removes
+// it. Open then returns [fs.ErrNotExist], and Create makes a new block.
 //
-// A block created [Persistent] stays until [Unlink]. So does a [Headerless]
-// one, the raw kind that other programs make, of which nobody keeps count.
+// A block created with [Persistent] stays until [Unlink]. So does a [Headerless]
+// block: without a header nothing tells who is attached to it.
 //
-// A Segment dropped without Close is detached when the garbage collector finds
-// it, and reported; see [OnLeak]. If Bytes had been called, it stays attached
-// until the process ends, because slices may be left that the collector does
-// not know of. Neither is a substitute for Close.
+// A Segment that is dropped without Close is detached when the garbage collector
+// finds it, and reported; see [OnLeak]. If Bytes has been called, the Segment stays
+// attached until the process ends, because the collector cannot tell whether such a
+// slice is still in use. Do not rely on either in place of Close.
 //
 // # Size
 //
-// A block has a fixed Cap, the number of bytes it can hold, and a Size, the
-// number of bytes it holds, which all processes see change. A new block has
-// Size == Cap and is zero. Reading ends at Size. Writing beyond Size raises it,
-// up to Cap. So a block can be filled from a stream and read by somebody who
-// finds [io.EOF] behind the last byte:
+// Cap is the number of bytes that a block can hold; it never changes. Size is the
+// number of bytes that it holds; all processes see it change. A new block has
+// Size == Cap, and all its bytes are zero. Reads end at Size. Writes beyond Size
+// raise it, up to Cap. So a block can be filled from a stream, and its readers get
+// [io.EOF] after the last byte:
 //
 //	seg.Truncate(0)
 //	io.Copy(seg, stream)
 //
 // # Concurrency
 //
-// All functions and methods are safe for concurrent use. Read, Write, Seek and
-// the methods that build on them share one offset; ReadAt and WriteAt have none.
-// Several readers at once, such as HTTP handlers, each need an offset of their
-// own: give each an [io.NewSectionReader] of the Segment.
-// Close takes effect at once while other calls are in progress. They finish, or
-// return [fs.ErrClosed] if it overtakes them; a write may then have stored some
-// of its bytes. Calls that begin later return fs.ErrClosed.
+// All functions and methods are safe for concurrent use. Read, Write, Seek and the
+// methods that build on them share one offset; ReadAt and WriteAt do not use it.
+// Concurrent readers, such as HTTP handlers, each need an offset of their own: give
+// each an [io.NewSectionReader] of the Segment.
 //
-// Bytes are copied without any lock. A reader that looks while another
-// goroutine or process writes the same range can see part of the old and part
-// of the new. Size is raised after the bytes below it are in place, so a reader
-// that stays below Size sees complete what was appended.
+// Close does not wait for calls in progress. Such a call either completes or
+// returns [fs.ErrClosed]; a write that returns it may have stored some of its bytes.
+// Calls that begin after Close return fs.ErrClosed.
+//
+// Copies are not atomic. A read of a range that another goroutine or process is
+// writing to can return old and new bytes mixed. Size is raised after the bytes
+// below it are in place, so a reader that stays below Size sees appended bytes
+// complete.
 //
 // # Names
 //
-// A name is 1 to 255 bytes (30 on darwin, 240 on Windows) of A-Z, a-z, 0-9, '.', '_' and '-',
-// and does not begin with a dot. One leading slash, as users of shm_open write
-// it, is dropped. All else is [fs.ErrInvalid].
+// A name has 1 to 255 bytes (30 on darwin, 240 on Windows) of A-Z, a-z, 0-9, '.',
+// '_' and '-', and does not begin with a dot. One leading slash, as in shm_open(3),
+// is removed. Other names are [fs.ErrInvalid].
 //
 // # Platforms
 //
-//   - On Linux a block is a file on the tmpfs at /dev/shm, held by open file
-//     description locks; see fcntl(2). Elsewhere than on a tmpfs a block with a
-//     header is [errors.ErrUnsupported], as it is on processors without 64-bit
-//     atomic operations: linux/mips, linux/mipsle, and linux/arm with GOARM below 7.
-//   - On darwin a block is a POSIX shared memory object, with a lock page in its
-//     first 16 KiB that names the processes attached. Memory is not reserved: to
-//     Create, [Sparse] makes no difference. Who may read a block but not write to
-//     it cannot enter there, so the block does not wait for such a [ReadOnly]
-//     Segment, whose memory stays valid all the same. A process keeps its place
-//     across exec. [List] and [Reap] are [errors.ErrUnsupported], so that a dead
-//     block goes when somebody next looks for its name. See docs/darwin.md.
-//   - On Windows a block is a section (file mapping) that the page file backs,
-//     with a name in the namespace of the session: services and the sessions of
-//     different users do not see each other's. The system ends it with its last
-//     attachment, even if that was killed, so there are no [Persistent] and no
-//     dead blocks, and a [Headerless] one is no exception. Up to eight blocks of
-//     one name can be in use at a time, all but one of them unlinked.
-//   - On other systems every function returns [errors.ErrUnsupported].
+//   - On Linux a block is a file on the tmpfs at /dev/shm. Attachments are open
+//     file description locks on it; see fcntl(2). Blocks with a header are
+//     [errors.ErrUnsupported] if /dev/shm is no tmpfs, and on processors without
+//     64-bit atomic operations: linux/mips, linux/mipsle, and linux/arm with GOARM
+//     below 7.
+//   - On darwin a block is a POSIX shared memory object. Processes attach in a lock
+//     page in its header. Memory is not reserved: [Sparse] makes no difference to
+//     Create. A [ReadOnly] Segment without permission to write does not keep the
+//     block's name; its memory stays valid. A process that calls exec stays
+//     attached. [List] and [Reap] are [errors.ErrUnsupported], so a stale block
+//     stays until a process creates or opens its name. See docs/darwin.md.
+//   - On Windows a block is a section (file mapping) of the page file, named in the
+//     namespace of the session: services and the sessions of different users do not
+//     see each other's blocks. The system ends a block with its last attachment,
+//     even if that was killed. So there are no stale blocks and no [Persistent]
+//     ones, and [Headerless] blocks end in the same way. Up to eight blocks of one
+//     name can be in use at a time, all but one of them unlinked. See
+//     docs/windows.md.
+//   - On other systems all functions return [errors.ErrUnsupported].
 package shm

@@ -12,52 +12,55 @@ import (
 	"github.com/shmkit/shm/internal/object"
 )
 
-// Errors that io/fs has no name for. All errors of this package but a bare
-// [io.EOF] are a [*fs.PathError]. Its Path is the name of the block without a
-// leading slash; a bad name is there as it was given. For [Anonymous] it is the
-// Label, for [FromFile] the name of the file, and "" where there is none.
+// Errors for conditions that io/fs has no error for. An error of this package
+// matches, by [errors.Is], one of these, fs.ErrNotExist, fs.ErrExist,
+// fs.ErrPermission, fs.ErrClosed, fs.ErrInvalid, errors.ErrUnsupported, or the error
+// number of the system, such as syscall.EMFILE.
 //
-// By [errors.Is] they match one of these, or fs.ErrNotExist, fs.ErrExist,
-// fs.ErrPermission, fs.ErrClosed, fs.ErrInvalid or errors.ErrUnsupported, or
-// the system's own error number (syscall.EMFILE, say).
+// It is a [*fs.PathError], except for a bare [io.EOF]. Path is the name of the block
+// without a leading slash; a bad name as it was given; for [Anonymous] the Label; for
+// [FromFile] the name of the file; or "" if there is none. WriteTo, ReadFrom and View
+// return the errors of the Writers, Readers and functions passed to them unchanged.
 var (
-	// ErrFull is a write that did not fit the block's Cap. It is
-	// io.ErrShortWrite as well.
+	// ErrFull is returned for a write that does not fit below Cap. It is also
+	// io.ErrShortWrite.
 	ErrFull = fmt.Errorf("block is full: %w", io.ErrShortWrite)
 
-	// ErrNoSpace is memory that could not be had: the shared-memory file system
-	// is full, or a limit of the process or the machine is reached.
+	// ErrNoSpace is returned when the memory or the address space for a block cannot
+	// be allocated: the file system of shared memory is full, or a limit of the
+	// process or the machine is reached.
 	ErrNoSpace = object.ErrNoSpace
 
-	// ErrCorrupt is a block with a header that cannot be true.
+	// ErrCorrupt is returned for a block whose header is damaged.
 	ErrCorrupt = errors.New("damaged block header")
 
-	// ErrNotSegment is something without our header: a block of another program
-	// (see Headerless), or no block at all.
+	// ErrNotSegment is returned for an object without a header: a block of another
+	// program (see Headerless), or no block at all.
 	ErrNotSegment = object.ErrNotSegment
 
-	// ErrVersion is a block with a header of another version of this package.
+	// ErrVersion is returned for a block whose header has another version of the
+	// layout than this package uses.
 	ErrVersion = errors.New("unknown version of block header")
 
-	// ErrReadOnly is a write through a Segment opened ReadOnly. It is
-	// fs.ErrPermission as well.
+	// ErrReadOnly is returned for a write to a Segment opened ReadOnly. It is also
+	// fs.ErrPermission.
 	ErrReadOnly = fmt.Errorf("segment is read-only: %w", fs.ErrPermission)
 
-	// ErrFault is an access to memory that is no longer there: another program
-	// has truncated the block, or (then it is ErrNoSpace as well) the memory for
-	// a page of a Sparse block could not be had.
+	// ErrFault is returned for an access to memory that is not there: another
+	// program has truncated the block, or there is no memory left for a page of a
+	// Sparse block. In the second case it is also ErrNoSpace.
 	ErrFault = object.ErrFault
 
-	// ErrBusy is a block that a process keeps locked that was stopped in the
-	// middle of attaching or detaching, for longer than the two seconds that
-	// this package waits.
+	// ErrBusy is returned after two seconds of waiting for another process: it was
+	// stopped while it held the block's mutex, keeps changing Size (see Truncate), or
+	// has a lease on the file (Linux).
 	ErrBusy = object.ErrBusy
 )
 
-// errWouldBlock is a descriptor without bytes, or without room for any.
+// errWouldBlock is returned if a descriptor has no bytes, or no room for any.
 var errWouldBlock = errors.New("shm: descriptor is not ready")
 
-// nameError is pathError for a name that the caller has given.
+// nameError is pathError for a name that the caller passed.
 func nameError(op, name string, err error) error {
 	if clean, bad := checkName(name); bad == nil {
 		name = clean
@@ -65,7 +68,7 @@ func nameError(op, name string, err error) error {
 	return pathError(op, name, err)
 }
 
-// checkName returns name as the platform functions take it.
+// checkName returns name without its leading slash.
 func checkName(name string) (string, error) {
 	name = strings.TrimPrefix(name, "/")
 	if most := object.Current.Limits().MaxName; !blockname.Valid(name, most) {
@@ -74,7 +77,7 @@ func checkName(name string) (string, error) {
 	return name, nil
 }
 
-// pathError makes err what all exported functions return.
+// pathError wraps err in the error that exported functions return.
 func pathError(op, name string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
@@ -82,8 +85,8 @@ func pathError(op, name string, err error) error {
 	return &fs.PathError{Op: op, Path: name, Err: err}
 }
 
-// isBlockError reports whether err says something of one block alone. Any other
-// means that this process cannot look at blocks, and so not that there are none.
+// isBlockError reports whether err concerns only one block. Any other error means
+// that the process cannot read blocks, not that there are none.
 func isBlockError(err error) bool {
 	return slices.ContainsFunc([]error{
 		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported,

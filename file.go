@@ -8,25 +8,26 @@ import (
 	"github.com/shmkit/shm/internal/object"
 )
 
-// Anonymous creates a block without a name, with a Cap and Size of size bytes,
-// all zero, and attaches to it. The only way to it is its [Segment.File]: a
-// process that is given the file attaches by [FromFile]. Nothing of the block is
-// in /dev/shm, so nothing can be left behind, and nobody can truncate it: unless
-// it is [Sparse], no access to it can fail, not even through Bytes (on darwin,
-// which does not reserve memory, the system can end processes). Whoever has a file
-// of it that is open for writing can write to it, whatever user he is; one that is
-// open for reading only gives no way to, but to the creator's user.
+// Anonymous creates a block without a name, with a Cap and Size of size bytes, all
+// zero, and attaches to it. Another process attaches by [FromFile] if it is given
+// the [Segment.File].
 //
-// An anonymous block exists as long as somebody is attached to it or has a file
-// of it. [Segment.Unlink] returns [fs.ErrNotExist]. Processes that were killed
-// are in [Segment.Refs] until the block ends.
+// The block exists as long as a process is attached to it or has a file of it, and
+// then leaves nothing behind: it is not in /dev/shm. No process can truncate it. So
+// unless it is [Sparse] no access to it can fail, not even through Bytes; on darwin,
+// which does not reserve memory, the system can still end processes.
 //
-// On Windows its section has a random name, which is that of no
-// block and not in List.
+// A process that has a file of the block that is open for writing can write to the
+// block, whatever its user. With a file that is open for reading only, only a process
+// of the creator's user can.
 //
-// The error is [fs.ErrInvalid] for a bad option or a size below 1, [ErrNoSpace]
-// if there is not the memory or the address space for it, or
-// [errors.ErrUnsupported] elsewhere than on Linux, darwin and Windows.
+// [Segment.Unlink] returns [fs.ErrNotExist]. [Segment.Refs] counts killed processes
+// until the block ends. On Windows the section has a random name that is not the
+// name of a block.
+//
+// The error is [fs.ErrInvalid] for a bad option or a size below 1, [ErrNoSpace] if
+// the memory or the address space for the block cannot be allocated, or
+// [errors.ErrUnsupported].
 //
 // Options: [Label], [Sparse], [Prefault].
 func Anonymous(size int64, opts ...Option) (*Segment, error) {
@@ -49,23 +50,23 @@ func anonymous(size int64, c config) (*attachment, error) {
 	return prepare(newAttempt(), c.label, size, c)
 }
 
-// File returns a file open on the block, for another process to attach to it
-// by [FromFile]: pass it in [os/exec.Cmd.ExtraFiles], or over a Unix socket; on
+// File returns a file that is open on the block, with which another process attaches
+// by [FromFile]. Pass it in [os/exec.Cmd.ExtraFiles] or over a Unix socket; on
 // Windows make its handle inheritable and pass it in
-// [syscall.SysProcAttr].AdditionalInheritedHandles. It is open for reading only
-// if the Segment is [ReadOnly], and independent of the Segment; close it when it
-// is passed on.
+// [syscall.SysProcAttr].AdditionalInheritedHandles. The file is open for reading
+// only if the Segment is [ReadOnly]. It is independent of the Segment; the caller
+// closes it.
 //
-// The file is no attachment: a block with a name must still have somebody
-// attached when FromFile is called. Its bytes begin with the header, unless the
-// block is [Headerless], and reading and writing them directly is not for this;
-// darwin only lets them be mapped.
+// The file is not an attachment: a block with a name must still have an attachment
+// when FromFile is called. The bytes of the file begin with the header, unless the
+// block is [Headerless]. Do not read or write them directly; darwin does not permit
+// it.
 //
-// The error is [fs.ErrClosed], [fs.ErrPermission] for a process that came to
-// the block by a file and that its permissions keep from opening it, [ErrBusy]
-// if another process has a lease on it (F_SETLEASE of fcntl(2)), or
-// [errors.ErrUnsupported]: on Linux where it takes /proc and there is none, and on
-// darwin for a ReadOnly Segment of a block that is anonymous or has lost its name.
+// The error is [fs.ErrClosed], [ErrBusy] if another process has a lease on the block
+// (F_SETLEASE of fcntl(2)), [fs.ErrPermission] if the process itself attached by a
+// file and is not permitted to open the block, or [errors.ErrUnsupported]: on Linux
+// if that takes /proc and /proc is not mounted, and on darwin for a ReadOnly Segment
+// of a block that is anonymous or unlinked.
 func (s *Segment) File() (*os.File, error) {
 	h, token, err := s.enter("file")
 	if err != nil {
@@ -79,23 +80,24 @@ func (s *Segment) File() (*os.File, error) {
 	return os.NewFile(fd, h.name), nil
 }
 
-// FromFile attaches to the block that f is open on. It uses a descriptor of its
-// own; f remains the caller's, to close whenever he likes. Of a block that has a
-// name it is one more attachment, as if by [Open].
-// An f that is open for reading only attaches only [ReadOnly], and such an
-// attachment is not in the count of references. On Linux the permissions of a
-// block with a name are asked for; on darwin f is all that is needed, and the
-// Segment does not know the name if f is open for reading only or the block is
+// FromFile attaches to the block that f is open on. It uses a descriptor of its own;
+// the caller may close f at any time. For a block with a name the attachment is as
+// one by [Open].
+//
+// If f is open for reading only, the option [ReadOnly] is required, and the
+// attachment is not counted in [Segment.Refs]. On Linux the process must have the
+// permissions of a block with a name. On darwin f is sufficient, and the Segment does
+// not know the name of the block if f is open for reading only or the block is
 // Headerless.
 //
-// f may come from anybody and be anything. The error is [ErrNotSegment] for
-// what has no header (a pipe, a socket, a directory, a file on a disk, memory
-// of another program; but see [Headerless]); [ErrCorrupt] or [ErrVersion] if the
-// header is not to be relied on, and for an anonymous block that somebody could
-// truncate; [fs.ErrNotExist] if the block has or had a name and no process is
-// attached to it, unless it is [Persistent] and has its name still; [fs.ErrPermission] if f is not open for what is asked
-// for; [ErrBusy]; [ErrNoSpace]; [fs.ErrInvalid] for a nil f or a bad option;
-// [fs.ErrClosed] for a closed one; or [errors.ErrUnsupported].
+// f need not be trusted. The error is [ErrNotSegment] if f has no header: if it is a
+// pipe, a socket, a directory, a file on a disk, or memory of another program (but see
+// [Headerless]). It is [ErrCorrupt] or [ErrVersion] if the header is damaged or of
+// another version, and ErrCorrupt for an anonymous block that could be truncated. It
+// is [fs.ErrNotExist] if the block is stale, or is unlinked and no process is attached
+// to it; [fs.ErrPermission] if f is open for reading only and ReadOnly is not given, or
+// the block's permissions forbid it; [fs.ErrInvalid] for a nil f or a bad option;
+// [fs.ErrClosed] if f is closed; [ErrBusy]; [ErrNoSpace]; or [errors.ErrUnsupported].
 //
 // Options: [ReadOnly], [Headerless], [Prefault].
 func FromFile(f *os.File, opts ...Option) (*Segment, error) {
@@ -128,7 +130,7 @@ func fromFileOnce(f *os.File, c config) (*attachment, error) {
 	}
 	if !o.Writable() && !c.has(optReadOnly) {
 		o.Close()
-		return nil, fmt.Errorf("%w: file is open for reading only", fs.ErrPermission)
+		return nil, fmt.Errorf("%w: the file is open for reading only: use ReadOnly", fs.ErrPermission)
 	}
 	name := o.Name()
 	if o.Sealed() {

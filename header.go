@@ -196,8 +196,8 @@ func (h header) count() *atomic.Uint32   { return raw.Uint32(h, offCount) }
 func (h header) size() *atomic.Uint64    { return raw.Uint64(h, offSize) }
 func (h header) written() *atomic.Uint64 { return raw.Uint64(h, offWritten) }
 
-// refs returns the count of attachments. Below zero it can only be by a
-// peer's scribble.
+// refs returns the count of attachments, bounded because another program may have
+// written to it.
 func (h header) refs() int {
 	return int(min(h.count().Load(), math.MaxInt32))
 }

@@ -12,33 +12,33 @@ import (
 	"github.com/shmkit/shm/internal/object"
 )
 
-// Info describes a block. What the header says of it is repeated as it is: of
-// a block that another program has scribbled on, it can be wrong.
+// Info describes a block. It repeats what the header of the block says, which can be
+// wrong if another program has written to the header.
 //
-// Its JSON form is that of "shm ls --json": Mode is a string in octal, ID one in
-// hexadecimal, times that are zero are left out, and "state" is "attached",
+// The JSON form is that of "shm ls --json". Mode is a string in octal, ID a string in
+// hexadecimal, and times that are zero are left out. The field "state" is "attached",
 // "kept" (Persistent and not attached), "stale" or "raw" (Headerless).
 type Info struct {
 	Name       string      `json:"name"`
 	Size       int64       `json:"size"`     // bytes it holds
 	Cap        int64       `json:"cap"`      // bytes it can hold
 	Refs       int         `json:"refs"`     // see [Segment.Refs]
-	Attached   bool        `json:"attached"` // somebody is attached: the kernel says so; false for a Headerless block
+	Attached   bool        `json:"attached"` // the kernel's locks show an attachment; false for a Headerless block
 	Linked     bool        `json:"linked"`   // the name leads to this block
 	Headerless bool        `json:"headerless"`
 	Persistent bool        `json:"persistent"`
 	Sparse     bool        `json:"sparse"`
-	Owner      int         `json:"owner"`            // user id, -1 where there is no such thing
+	Owner      int         `json:"owner"`            // user id; -1 where the system has none
 	Mode       fs.FileMode `json:"mode"`             // permission bits
-	ModTime    time.Time   `json:"modTime,omitzero"` // as the system keeps it, zero if it does not; stores to mapped memory do not change it
+	ModTime    time.Time   `json:"modTime,omitzero"` // of the system, zero where it has none; stores to mapped memory do not change it
 	Created    time.Time   `json:"created,omitzero"` // zero for a Headerless block
-	Creator    int         `json:"creator"`          // process id, as the creator saw it
-	ID         [16]byte    `json:"-"`                // random; tells blocks of one name apart
+	Creator    int         `json:"creator"`          // process id in the creator's namespace; 0 for a Headerless block
+	ID         [16]byte    `json:"-"`                // random, distinguishes blocks of one name; zero for a Headerless block
 }
 
-// Stale reports whether the block is stale: it is not Persistent and no process is
-// attached to it. The next [Reap] that is permitted to unlinks it, unless a
-// process was stopped while it opens or closes the block and holds its mutex.
+// Stale reports whether the block is stale: it has a header, is not Persistent, and
+// no process is attached to it. The next [Reap] by a process that is permitted to
+// unlink it removes it, unless a stopped process holds its mutex.
 func (i Info) Stale() bool { return !i.Headerless && !i.Persistent && !i.Attached }
 
 func (i Info) state() string {
@@ -123,19 +123,18 @@ func newRawInfo(name string, obj object.Stat) Info {
 	}
 }
 
-// setWords fills in what changes.
+// setWords sets the fields that come from the words of the header.
 func (i *Info) setWords(h header) {
 	i.Size = int64(min(h.size().Load(), uint64(i.Cap)))
 	i.Refs = h.refs()
 }
 
-// Stat returns what is known of the block. The Sys method of the result returns
-// an [*Info]. The ModTime is zero: writes to shared memory leave no time, so no
-// other could tell a copy of the block that is out of date, as
-// [net/http.ServeContent] would have it do.
+// Stat returns a description of the block. The Sys method of the result returns an
+// [*Info]. Its ModTime is zero: stores to shared memory do not change a time, so with
+// any other [net/http.ServeContent] would take an outdated copy for a current one.
 //
-// The error is [ErrFault] if another program has truncated the block, or
-// [fs.ErrClosed].
+// The error is [ErrFault] if another program has truncated the block so far that the
+// header is lost, or [fs.ErrClosed].
 func (s *Segment) Stat() (fs.FileInfo, error) {
 	h, token, err := s.enter("stat")
 	if err != nil {
@@ -168,12 +167,12 @@ func (a *attachment) stat() (*Info, error) {
 	return &info, err
 }
 
-// Stat returns what is known of the block called name, without attaching to it
-// and without any lock.
+// Stat returns a description of the block called name, stale ones included. It
+// neither attaches to the block nor takes a lock.
 //
-// The error is [fs.ErrNotExist], [fs.ErrPermission] for a block that this
-// process may not read, [fs.ErrInvalid] for a bad name, [ErrNotSegment] for
-// what is not a regular file, [ErrCorrupt], [ErrVersion], or
+// The error is [fs.ErrNotExist], [fs.ErrPermission] if the process is not permitted to
+// read the block, [fs.ErrInvalid] for a bad name, [ErrNotSegment] if the name is that
+// of a file that is not regular, [ErrCorrupt], [ErrVersion], or
 // [errors.ErrUnsupported].
 func Stat(name string) (*Info, error) {
 	info, err := inspect(name)
@@ -211,7 +210,7 @@ func inspect(name string) (Info, error) {
 	return info, err
 }
 
-// fileInfo is an Info as fs.FileInfo wants it.
+// fileInfo implements fs.FileInfo by an Info.
 type fileInfo struct{ info *Info }
 
 func (f fileInfo) Name() string       { return f.info.Name }
@@ -221,12 +220,11 @@ func (f fileInfo) ModTime() time.Time { return time.Time{} } // see Segment.Stat
 func (f fileInfo) IsDir() bool        { return false }
 func (f fileInfo) Sys() any           { return f.info }
 
-// List returns the blocks there are, Headerless ones included, in no order.
-// Those that this process may not read or that have a damaged header are left
-// out, and so is what has a name that no block can have. It takes no locks and
-// disturbs nobody. With an error, such as syscall.EMFILE, it returns those
-// blocks that it could look at. On darwin, whose kernel tells nobody what names
-// there are, it is [errors.ErrUnsupported].
+// List returns descriptions of all blocks, stale and Headerless ones included, in no
+// particular order. It leaves out blocks that the process is not permitted to read,
+// blocks with a damaged header, and names that no block can have. It takes no locks.
+// On error, such as syscall.EMFILE, it also returns the blocks that it has read so
+// far. On darwin, where names cannot be listed, the error is [errors.ErrUnsupported].
 func List() ([]Info, error) {
 	var list []Info
 	var failed error

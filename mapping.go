@@ -12,38 +12,38 @@ import (
 	"github.com/shmkit/shm/internal/raw"
 )
 
-// mapping is the memory of a block, which Close takes away while calls use it.
+// mapping is the memory of a block, which Close releases while calls use it.
 //
-// A call uses it in one of two ways. Most pass the gate: the memory stays until
-// they leave. Those that only copy a few bytes do without, which is quicker: Close
-// then revokes the memory in the middle of the call, but not its addresses. The
-// call gets a fault, which it has to expect of all access to the memory, and finds
-// the gate closed. The addresses stay unused until drop, when no call can be left.
+// A call uses it in one of two ways. Most calls pass the gate, and the memory stays
+// until they leave. Calls that only copy a few bytes do not pass the gate, which is
+// faster. Close may then revoke the memory in the middle of such a call, but not its
+// addresses: the call gets a fault, as any access to the memory may, and finds the
+// gate closed. The addresses stay unused until drop, when no call can be left.
 type mapping struct {
-	file   object.Object // moves bytes past the mapping
+	file   object.Object // reads and writes without the mapping
 	mem    []byte        // all that is mapped
 	head   header        // in mem; that of a raw block is in ordinary memory
 	data   []byte        // the bytes of the block: mem from start on
 	start  int64         // where the bytes of the block begin in the object
 	sparse bool          // pages may be without memory
-	hollow bool          // so they are read past the mapping, to take none
+	hollow bool          // pages are read without the mapping, which would allocate them
 
 	gate gate.Gate     // keeps mem and file while calls use them
 	pass atomic.Uint32 // one of the pass values, first set by decideQuick, last by close
-	lent atomic.Bool   // set by Bytes: slices may be left, which the collector does not know
+	lent atomic.Bool   // set by Bytes: the program may have a slice, which the collector does not see
 	kept bool          // set by close: the addresses of mem stay unused until drop
 
-	warmed atomic.Uint64 // how far long writes have come in data; see fresh
+	warmed atomic.Uint64 // the largest end of a long write to data; see fresh
 }
 
 const (
-	passUndecided = iota // no short copy so far: Close need not keep addresses
-	passQuick            // short copies do without the gate
+	passUndecided = iota // there was no short copy: Close need not keep addresses
+	passQuick            // short copies do not pass the gate
 	passGate             // all calls pass the gate
 )
 
-// mapObject maps the first length bytes of the object, which begin with a header
-// of headerSize bytes, or with none. The first writable bytes can be written to.
+// mapObject maps the first length bytes of the object, the first writable ones of
+// them for writing. The first headerSize bytes are the header; 0 means none.
 func (m *mapping) mapObject(o object.Object, headerSize, length, writable int, populate bool) error {
 	mem, err := o.Map(length, writable, populate)
 	if err != nil {
@@ -60,12 +60,12 @@ func (m *mapping) mapObject(o object.Object, headerSize, length, writable int, p
 	return nil
 }
 
-// free releases the memory and the object. The gate calls it when no call that has
-// passed it is left.
+// free releases the memory and the object. The gate calls it when the last call that
+// has passed the gate has left.
 func (m *mapping) free() {
 	switch {
 	case m.kept:
-		object.Current.Revoke(m.mem) // or else the memory stays until drop
+		object.Current.Revoke(m.mem) // if that fails, the memory stays until drop
 	case m.lent.Load():
 		retire(m.mem)
 	case m.mem != nil:
@@ -74,7 +74,7 @@ func (m *mapping) free() {
 	m.file.Close()
 }
 
-// release ends the keeping of addresses for quick calls: there can be none.
+// release releases the addresses that were kept for quick calls: none is left.
 func (m *mapping) release() {
 	if !m.kept {
 		return
@@ -87,9 +87,9 @@ func (m *mapping) release() {
 	kept.Add(-keeps(m.mem))
 }
 
-// decideQuick has short copies from now on do without the gate, unless the
-// addresses that are kept could come to too much until the collector runs, or
-// reading takes the descriptor, which Close closes.
+// decideQuick decides whether later short copies pass the gate. They do if too many
+// addresses would be kept until the collector runs, and if reads use the descriptor,
+// which Close closes.
 func (m *mapping) decideQuick() {
 	if m.pass.Load() != passUndecided {
 		return
@@ -103,33 +103,33 @@ func (m *mapping) decideQuick() {
 	}
 }
 
-// kept is how much address space is or will be kept until drop.
+// kept is the address space, in bytes, that is or will be kept until drop.
 var kept atomic.Int64
 
-// keeps is how much of it a mapping counts for. There is a limit to the number
-// of mappings as well (vm.max_map_count, 65,530), so a small one counts for more
-// than it is.
+// keeps returns what a mapping counts for in kept. The number of mappings is limited
+// as well (vm.max_map_count, 65,530), so a small mapping counts for more than its
+// length.
 func keeps(mem []byte) int64 { return max(int64(len(mem)), 8<<20) }
 
 // retired has the mappings of closed Segments whose Bytes had been called, oldest
-// first. No call uses them, but the program may have a slice left, of which the
-// collector knows nothing. Were the addresses free, the next mapping of the size
-// would get them, and a store to the slice would change another block.
+// first. No call uses them, but the program may still have a slice. If the addresses
+// were free, the next mapping of this size would get them, and a store to the slice
+// would change another block.
 var retired struct {
 	sync.Mutex
 	mem  [][]byte
 	size int64
 }
 
-// retire gives back the memory of a mapping and keeps its addresses, until so
-// many have been retired after it that they come to more than Revocable.
+// retire releases the memory of a mapping and keeps its addresses, until mappings
+// retired later and this one add up to more than Revocable.
 func retire(mem []byte) {
 	limit := object.Current.Revocable()
 	if keeps(mem) > limit {
 		object.Current.Unmap(mem)
 		return
 	}
-	object.Current.Revoke(mem) // or else the memory stays as long as the addresses
+	object.Current.Revoke(mem) // if that fails, the memory stays as long as the addresses
 	retired.Lock()
 	defer retired.Unlock()
 	retired.mem = append(retired.mem, mem)
@@ -143,15 +143,15 @@ func retire(mem []byte) {
 }
 
 // A mapping can lose its memory at any time: another process truncates the object,
-// or there is none for a page of a Sparse block. The kernel then raises SIGBUS,
-// which ends a Go program unless the goroutine has asked for a panic instead. So
-// every access to a mapping runs where that has been asked for.
+// or there is no memory for a page of a Sparse block. The kernel then raises SIGBUS,
+// which ends a Go program unless the goroutine has called debug.SetPanicOnFault. So
+// every access to a mapping is made under guard, tryRead or tryWrite.
 
-// guard runs f, which may access the mapping. It returns ErrFault if that failed,
-// otherwise what f returns.
+// guard calls f, which may access the mapping. It returns ErrFault if an access
+// failed, otherwise the error of f.
 func (m *mapping) guard(f func() error) error {
 	at, err := m.try(f)
-	if at < 0 { // f has panicked with nil: after runtime.Goexit nothing gets here
+	if at < 0 { // f has called panic(nil); after runtime.Goexit try does not return
 		panic(nil)
 	}
 	if err == ErrFault {
@@ -160,8 +160,8 @@ func (m *mapping) guard(f func() error) error {
 	return err
 }
 
-// try is guard, with ErrFault for a fault and where it was, and at < 0 if f
-// ended otherwise without a value to recover.
+// try is guard without the reason: it returns ErrFault and where in the mapping the
+// fault was, and at < 0 if f ended in another way without a value to recover.
 func (m *mapping) try(f func() error) (at int, err error) {
 	before := debug.SetPanicOnFault(true)
 	done := false
@@ -179,13 +179,13 @@ func (m *mapping) try(f func() error) (at int, err error) {
 	return 0, err
 }
 
-// faultAt returns where in the mapping the fault was that r, from recover, came
-// of. It lets all other panics go on, and returns -1 if r is nil.
+// faultAt returns where in the mapping the fault was that r, a result of recover,
+// stands for. It returns -1 if r is nil, and panics again with any other value.
 func (m *mapping) faultAt(r any) int {
 	if r == nil {
 		return -1
 	}
-	// debug.SetPanicOnFault names no type; a program can have one that looks alike.
+	// The type of a fault is not exported, and a program can define one like it.
 	if fault, ok := r.(interface{ Addr() uintptr }); ok && packageOf(r) == "runtime" {
 		if at := raw.Index(m.mem, fault.Addr()); at >= 0 {
 			return at
@@ -203,7 +203,8 @@ func packageOf(v any) string {
 	return t.PkgPath()
 }
 
-// faultReason says why the byte at offset at of the object is not there.
+// faultReason returns ErrFault with the reason why the byte at offset at of the
+// object is not there.
 func (m *mapping) faultReason(at int64) error {
 	st, err := m.file.Stat()
 	switch {
@@ -215,8 +216,8 @@ func (m *mapping) faultReason(at int64) error {
 	return ErrFault
 }
 
-// words runs f on the words of the header. It returns ErrFault if the header is
-// gone because another process has truncated the object.
+// words calls f with the words of the header. It returns ErrFault if another process
+// has truncated the object so far that the header is lost.
 func (m *mapping) words(f func(h header)) error {
 	return m.guard(func() error {
 		f(m.head)
@@ -224,7 +225,7 @@ func (m *mapping) words(f func(h header)) error {
 	})
 }
 
-// size returns the Size of the block, or ErrFault if the header is gone.
+// size returns the Size of the block, or ErrFault if the header is lost.
 func (m *mapping) size() (size int64, err error) {
 	err = m.guard(func() error {
 		size = m.loadSize()
@@ -233,16 +234,16 @@ func (m *mapping) size() (size int64, err error) {
 	return size, err
 }
 
-// loadSize is size for a caller that is under guard itself. A size beyond the
-// capacity is what another process has scribbled.
+// loadSize is size for a caller that is under guard itself. A word larger than Cap
+// was written by another program.
 func (m *mapping) loadSize() int64 { return int64(min(m.head.size().Load(), uint64(len(m.data)))) }
 
-// tryRead returns how many bytes it has copied and the size of the block, or a
-// negative size if there was a fault.
+// tryRead copies from the mapping. It returns how many bytes it has copied and the
+// size of the block, or a negative size if there was a fault.
 func (m *mapping) tryRead(p []byte, off int64) (n int, size int64) {
 	size = -1
 	before := debug.SetPanicOnFault(true)
-	defer func() { // short and with little to carry: it is what a short read costs most
+	defer func() { // short and with few variables: it is the largest cost of a short read
 		debug.SetPanicOnFault(before)
 		if size < 0 {
 			m.faultAt(recover())
@@ -256,9 +257,9 @@ func (m *mapping) tryRead(p []byte, off int64) (n int, size int64) {
 	return n, size
 }
 
-// readAround reads by system calls, which return an error where the mapping would
-// fault: they end where the object ends, and find zeros, for which they take no
-// memory, where a page of a sparse block was never written.
+// readAround reads by system calls, not through the mapping. Where the mapping would
+// fault they return an error, and for pages of a sparse block that were never written
+// they return zeros and allocate nothing.
 func (m *mapping) readAround(p []byte, off int64) (n int, err error) {
 	for at := m.start + off; n < len(p); {
 		got, err := m.file.ReadAt(raw.Unkept(p[n:]), at+int64(n))
@@ -270,8 +271,8 @@ func (m *mapping) readAround(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// writeAround is readAround for a write. It leaves a truncated object as short
-// as it is.
+// writeAround writes by system calls, not through the mapping. It does not lengthen
+// a truncated object.
 func (m *mapping) writeAround(p []byte, off int64) (n int, err error) {
 	at := m.start + off
 	st, err := m.file.Stat()
@@ -293,18 +294,17 @@ func (m *mapping) writeAround(p []byte, off int64) (n int, err error) {
 }
 
 // fresh reports whether a long write up to end goes by the file and not by the
-// mapping. The first write to a page costs a page fault in the mapping, which is
-// half of the time, and none by the file; any later write is three times faster
-// in the mapping. So each goes by the file that goes beyond where a long one,
-// or Prefault, has been before.
+// mapping. In the mapping the first write to a page costs a page fault, which is
+// half of its time, and later writes are three times faster than by the file. So
+// a write goes by the file if it goes beyond all earlier long writes and Prefault.
 func (m *mapping) fresh(end int64) bool {
 	return object.Current.Limits().Files && uint64(end) > m.warmed.Load()
 }
 
 func (m *mapping) warm(end int64) { raise(&m.warmed, uint64(end)) }
 
-// reaches reports whether the object has all bytes of the data up to end, which
-// a write by the file would otherwise add.
+// reaches reports whether the object is long enough for the data up to end. A write
+// by the file would lengthen an object that another program has truncated.
 func (m *mapping) reaches(end int64) bool {
 	info, err := m.file.Stat()
 	return err == nil && info.Size >= m.start+end

@@ -12,39 +12,42 @@ import (
 	"github.com/shmkit/shm/internal/raw"
 )
 
-// An Option changes how a block is created or opened. The functions that return
-// one say where it applies; elsewhere it is an error that is [fs.ErrInvalid].
+// An Option changes how a block is created or opened. The documentation of each
+// function lists the options that apply; any other is [fs.ErrInvalid].
 type Option interface{ apply(*config) }
 
-// ReadOnly makes [Open] return a Segment that cannot be written to: writing
-// returns [ErrReadOnly], a write to what Bytes gave crashes the program, and one
-// to what View gave is [ErrFault]. It needs permission to read only; without
-// permission to write, the attachment keeps the block alive but is not in its
-// count of references, and if it is the last to leave, the block stays until its
-// owner's next Reap. On darwin it does not keep the block alive, only the memory.
+// ReadOnly makes [Open] and [FromFile] return a Segment that cannot be written to.
+// Writes return [ErrReadOnly]. A store to the slice from Bytes crashes the program; a
+// store to the slice in View is [ErrFault].
+//
+// Permission to read the block is sufficient. Without permission to write, the
+// attachment keeps the block as any other, but [Segment.Refs] does not count it, and
+// if it is the last one it cannot unlink: the block is then stale. On darwin such an
+// attachment keeps the memory but not the name of the block.
 func ReadOnly() Option { return setting{option: optReadOnly} }
 
-// Persistent makes [Create] and [OpenOrCreate] create a block that outlives its
-// attachments, until Unlink. On Windows it is [errors.ErrUnsupported]: there
-// the system ends a block with its last handle.
+// Persistent makes [Create] and [OpenOrCreate] create a block that stays after its
+// last attachment, until Unlink. On Windows, where the system ends a block with its
+// last handle, it is [errors.ErrUnsupported].
 func Persistent() Option { return setting{option: optPersistent} }
 
-// Perm sets the permission bits of a block that [Create] or [OpenOrCreate]
-// creates, unaffected by the umask. The default is 0600. Other bits than the
-// nine of [fs.ModePerm] are [fs.ErrInvalid], and so is a block with a header
-// that its owner may not read and write: were it to be left behind dead, nobody
-// but root could remove it.
+// Perm sets the permission bits of a block that [Create] or [OpenOrCreate] creates,
+// whatever the umask. The default is 0600. Bits other than the nine of [fs.ModePerm]
+// are [fs.ErrInvalid]. So is a mode without 0600, unless the block is Headerless: only
+// root could reap such a block when it is stale.
 //
-// On Windows there are no such permissions, so all modes mean the same: access
-// for the user, the administrators and the system, which is reported as 0600.
+// On Windows all modes mean the same, and are reported as 0600: access for the user,
+// the administrators and the system.
 func Perm(mode fs.FileMode) Option { return setting{option: optPerm, perm: mode} }
 
-// Headerless makes [Create], [Open] and [OpenOrCreate] work on a raw block as
-// other programs make them (shm_open in C, multiprocessing.shared_memory in
-// Python): all bytes are data, nothing is counted, and the block stays until
-// Unlink. Its Size is the size of the object, which some systems round up, and
-// does not change. It is fs.ErrInvalid for a block with a header that is in use,
-// and together with Persistent. Who creates one unlinks it with the function:
+// Headerless makes [Create], [Open], [OpenOrCreate] and [FromFile] work on a raw
+// block, as other programs create them (shm_open in C, multiprocessing.shared_memory
+// in Python). All its bytes are data, attachments are not counted, and it stays until
+// Unlink. Size and Cap are the size of the object, which some systems round up, and
+// do not change. Headerless is fs.ErrInvalid for a block with a header that is not
+// stale, and together with Persistent.
+//
+// Unlink a block that you create by the function, not the method:
 //
 //	seg, err := shm.Create(name, size, shm.Headerless())
 //	if err != nil {
@@ -53,35 +56,34 @@ func Perm(mode fs.FileMode) Option { return setting{option: optPerm, perm: mode}
 //	defer shm.Unlink(name)
 //	defer seg.Close()
 //
-// Deferred calls run in the opposite order, and [Segment.Unlink] after Close is
+// Deferred calls run in reverse order, and [Segment.Unlink] after Close returns
 // fs.ErrClosed.
 //
-// On Windows, where CPython has its blocks too, it ends with its last
-// attachment, and Unlink is [errors.ErrUnsupported].
+// On Windows a raw block ends with its last attachment, as those of CPython do, and
+// Unlink is [errors.ErrUnsupported].
 func Headerless() Option { return setting{option: optHeaderless} }
 
-// Sparse makes [Create] and [OpenOrCreate] not reserve the memory of the block.
-// Pages get memory when they are written to. If there is none left then, the
-// write returns an error that is [ErrFault] and [ErrNoSpace]; a write to the
-// slice of Bytes, which nothing guards, ends the program. Truncate gives the
-// memory of what it cuts off back.
+// Sparse makes [Create], [OpenOrCreate] and [Anonymous] create a block whose memory
+// is not reserved. A page gets memory when it is first written to. If there is none
+// left, the write returns an error that is both [ErrFault] and [ErrNoSpace]; a store
+// to the slice from Bytes crashes the program. Truncate releases the memory of the
+// bytes that it cuts off.
 //
-// On Linux ReadAt, Read and WriteTo take no memory, but go by system calls for
-// it and so take longer for a few bytes. The slices of Bytes and View are the
-// mapping itself: reading a page there that was never written allocates it, even
-// if the Segment is [ReadOnly], and so does [Prefault].
+// On Linux ReadAt, Read and WriteTo allocate no memory. They use system calls for
+// that, which makes short reads slower. The slices of Bytes and View are the mapping
+// itself: reading a page there that was never written allocates it, even through a
+// [ReadOnly] Segment. So does opening the block with [Prefault].
 //
-// On Windows the memory is set aside (committed) all the same, and only not yet
-// in use.
+// On Windows the memory is committed, though not yet in use.
 func Sparse() Option { return setting{option: optSparse} }
 
-// Prefault maps all of the block's memory when it is created or opened, so that
-// the first access to each page costs no page fault.
+// Prefault maps all memory of the block when it is created or opened, so that the
+// first access to each page does not cost a page fault.
 func Prefault() Option { return setting{option: optPrefault} }
 
-// Label is what the Segment of [Anonymous] has for a Name, and its
-// [Segment.File], and so the Segments that attach by that. It can be anything,
-// and nobody finds the block by it.
+// Label sets the [Segment.Name] of a block that [Anonymous] creates. The files of
+// [Segment.File] and the Segments that attach by them have it as well. It can be any
+// string, and does not make the block known to other processes.
 func Label(name string) Option { return setting{option: optLabel, label: name} }
 
 type optionSet uint8
@@ -94,7 +96,7 @@ const (
 	optSparse
 	optPrefault
 	optLabel
-	optAnonymous // set by Anonymous itself
+	optAnonymous // set by Anonymous
 
 	openOptions      = optReadOnly | optHeaderless | optPrefault
 	anonymousOptions = optLabel | optSparse | optPrefault
@@ -108,10 +110,10 @@ func (s optionSet) String() string {
 			names = append(names, name)
 		}
 	}
-	return strings.Join(names, " with ")
+	return strings.Join(names, ", ")
 }
 
-// setting is the one kind of Option there is.
+// setting is the only implementation of Option.
 type setting struct {
 	option optionSet
 	perm   fs.FileMode // of Perm
@@ -144,7 +146,7 @@ type config struct {
 
 func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }
 
-// kind returns what kind of block the options are for.
+// kind returns the kind of block that the options are for.
 func (c config) kind() kind {
 	switch {
 	case c.has(optAnonymous):
@@ -164,7 +166,7 @@ func (c config) objectOptions() object.Options {
 	}
 }
 
-// flags returns what the header of a new block says of the options.
+// flags returns the flags in the header of a new block.
 func (c config) flags() (flags uint32) {
 	if c.has(optPersistent) {
 		flags |= flagPersistent
@@ -178,8 +180,8 @@ func (c config) flags() (flags uint32) {
 	return flags
 }
 
-// newConfig returns fs.ErrInvalid for options that do not apply, or do not go
-// together.
+// newConfig returns fs.ErrInvalid for options that are not allowed, cannot be
+// combined, or have a bad value.
 func newConfig(opts []Option, allowed optionSet) (config, error) {
 	c := config{perm: 0o600}
 	for _, o := range opts {
@@ -189,18 +191,18 @@ func newConfig(opts []Option, allowed optionSet) (config, error) {
 		o.apply(&c)
 	}
 	if wrong := c.optionSet &^ allowed; wrong != 0 {
-		return c, fmt.Errorf("%w: option %v does not apply", fs.ErrInvalid, wrong)
+		return c, fmt.Errorf("%w: option %v does not apply: allowed are %v", fs.ErrInvalid, wrong, allowed)
 	}
 	for _, pair := range []optionSet{optHeaderless | optPersistent, optSparse | optPrefault} {
 		if c.optionSet&pair == pair {
-			return c, fmt.Errorf("%w: option %v", fs.ErrInvalid, pair)
+			return c, fmt.Errorf("%w: options %v cannot be combined", fs.ErrInvalid, pair)
 		}
 	}
 	if !raw.Shared && !c.has(optHeaderless) {
 		return c, fmt.Errorf("%w: blocks with a header need 64-bit atomic operations, which %s lacks", errors.ErrUnsupported, runtime.GOARCH)
 	}
 	if c.perm&^fs.ModePerm != 0 || c.perm&0o600 != 0o600 && !c.has(optHeaderless) {
-		return c, fmt.Errorf("%w: permissions %v", fs.ErrInvalid, c.perm)
+		return c, fmt.Errorf("%w: permissions %#o: must be within 0777 and, with a header, include 0600", fs.ErrInvalid, uint32(c.perm))
 	}
 	return c, nil
 }

@@ -4,17 +4,20 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/shmkit/shm/internal/raw"
 )
 
-// ReadAt implements [io.ReaderAt]: it copies the bytes of the block from offset
-// off on into p. It returns [io.EOF] if Size comes before the end of p,
-// [fs.ErrInvalid] for a negative offset, [fs.ErrClosed], or [ErrFault] with the
-// number of bytes that could be copied. If p is empty, it returns 0 and nil for
-// every other offset, also beyond Size.
+// ReadAt implements [io.ReaderAt]. It copies bytes of the block, from offset off
+// on, into p and returns how many it has copied. If Size comes before the end of p,
+// the error is [io.EOF].
+//
+// Other errors are [fs.ErrInvalid] for a negative offset, [fs.ErrClosed], and
+// [ErrFault] if some of the memory is not there; the bytes before it are copied. If
+// p is empty, ReadAt returns 0 and nil at any offset that is not negative.
 func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
 	if s == nil {
 		return s.readGated(p, off)
@@ -32,12 +35,13 @@ func (s *Segment) ReadAt(p []byte, off int64) (n int, err error) {
 	return s.readGated(p, off)
 }
 
-// short is how many bytes are copied without passing the gate. Above it the gate
-// is some hundredths of the time, and a copy that Close overtakes is better
-// finished, as one inside the gate is, than given up.
+// short is the largest number of bytes that is copied without passing the gate.
+// For longer copies the gate is some hundredths of the time, and it lets a copy
+// complete that Close would otherwise interrupt.
 const short = 16 << 10
 
-// readGated is ReadAt for what is not quick, and for the first that could be.
+// readGated is ReadAt through the gate. The first short read decides whether later
+// ones need the gate.
 func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 	h, token, err := s.enter("read")
 	if err != nil {
@@ -54,14 +58,15 @@ func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// WriteAt implements [io.WriterAt]: it copies p to the bytes of the block from
-// offset off on, and raises Size if it ends beyond it; bytes in between are
-// zero. What does not fit Cap is not written, and the error is then [ErrFull].
-// Other errors are [ErrReadOnly], [fs.ErrInvalid] for a negative offset,
-// [fs.ErrClosed], and [ErrFault] with the number of bytes that could be copied.
+// WriteAt implements [io.WriterAt]. It copies p to the block, from offset off on,
+// and returns how many bytes it has copied. It raises Size if the bytes end beyond
+// it; bytes between the old Size and off are zero. Bytes that do not fit below Cap
+// are not written, and the error is then [ErrFull].
 //
-// If p is empty, WriteAt changes nothing, at whatever offset: it does not raise
-// Size. It still returns [ErrReadOnly] if the Segment is [ReadOnly].
+// Other errors are [ErrReadOnly], [fs.ErrInvalid] for a negative offset,
+// [fs.ErrClosed], and [ErrFault] if some of the memory is not there; the bytes
+// before it are written. If p is empty, WriteAt changes nothing and does not raise
+// Size; it returns [ErrReadOnly] and the error for a negative offset as otherwise.
 func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
 	if s == nil {
 		return s.writeGated(p, off)
@@ -92,27 +97,27 @@ func (s *Segment) writeGated(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// Read implements [io.Reader], from the offset. Errors are those of
-// [Segment.ReadAt].
+// Read implements [io.Reader]. It reads at the offset and advances it. The errors
+// are those of [Segment.ReadAt]; io.EOF comes with no bytes.
 func (s *Segment) Read(p []byte) (n int, err error) {
 	if s == nil || s.h == nil {
-		return s.ReadAt(p, 0) // says so
+		return s.ReadAt(p, 0) // returns the error
 	}
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
 	n, err = s.ReadAt(p, s.h.off)
 	s.h.off += int64(n)
 	if n > 0 && err == io.EOF {
-		err = nil // the next call finds it
+		err = nil // the next call returns it
 	}
 	return n, err
 }
 
-// Write implements [io.Writer], at the offset. Errors are those of
-// [Segment.WriteAt].
+// Write implements [io.Writer]. It writes at the offset and advances it. The errors
+// are those of [Segment.WriteAt].
 func (s *Segment) Write(p []byte) (n int, err error) {
 	if s == nil || s.h == nil {
-		return s.WriteAt(p, 0) // says so
+		return s.WriteAt(p, 0) // returns the error
 	}
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
@@ -121,28 +126,33 @@ func (s *Segment) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// WriteString implements [io.StringWriter]; it is Write without a copy of s.
+// WriteString implements [io.StringWriter]. It is Write for the bytes of str, which
+// it does not copy first. The errors are those of [Segment.WriteAt].
 func (s *Segment) WriteString(str string) (n int, err error) {
 	return s.Write(raw.Bytes(str))
 }
 
-// ReadByte implements [io.ByteReader].
+// ReadByte implements [io.ByteReader]. It returns the byte at the offset and
+// advances it. The errors are those of [Segment.ReadAt], [io.EOF] at Size among
+// them; the byte is 0 then.
 func (s *Segment) ReadByte() (byte, error) {
 	var b [1]byte
 	_, err := s.Read(b[:])
 	return b[0], err
 }
 
-// WriteByte implements [io.ByteWriter].
+// WriteByte implements [io.ByteWriter]. It writes c at the offset and advances it.
+// The errors are those of [Segment.WriteAt], [ErrFull] at Cap among them.
 func (s *Segment) WriteByte(c byte) error {
 	_, err := s.Write([]byte{c})
 	return err
 }
 
-// Seek implements [io.Seeker]. An offset beyond Size, even beyond Cap, is
-// allowed; reading there finds [io.EOF]. [io.SeekEnd] counts from Size as it is
-// at this moment. The error is [fs.ErrInvalid] for an offset below zero or an
-// unknown whence, [ErrFault], or [fs.ErrClosed].
+// Seek implements [io.Seeker]. It sets the offset of Read, Write and the methods
+// that build on them, and returns it. [io.SeekEnd] counts from Size at this moment.
+// An offset beyond Size, or beyond Cap, is allowed: a Read there returns [io.EOF].
+// The error is [fs.ErrInvalid] if the new offset would be negative or too large, or
+// for an unknown whence, [fs.ErrClosed], or [ErrFault] with SeekEnd.
 func (s *Segment) Seek(offset int64, whence int) (int64, error) {
 	h, token, err := s.enter("seek")
 	if err != nil {
@@ -167,20 +177,20 @@ func (h *handle) seek(offset int64, whence int) (int64, error) {
 			return 0, err
 		}
 	default:
-		return 0, fmt.Errorf("%w: whence %d", fs.ErrInvalid, whence)
+		return 0, fmt.Errorf("%w: whence %d: must be 0, 1 or 2", fs.ErrInvalid, whence)
 	}
-	if base+offset < 0 { // also when the sum overflows, for base is not negative
-		return 0, fmt.Errorf("%w: offset %d", fs.ErrInvalid, offset)
+	if base+offset < 0 { // also if the sum overflows, because base is not negative
+		return 0, fmt.Errorf("%w: offset %d from %d: must be 0 to %d", fs.ErrInvalid, offset, base, int64(math.MaxInt64))
 	}
 	h.off = base + offset
 	return h.off, nil
 }
 
-// readAt implements every read of a few bytes. One trap covers the header and the
-// data, because setting it is what a short read costs most after the gate.
+// readAt implements ReadAt and Read. One deferred recover covers the header and the
+// data: after the gate it is the largest cost of a short read.
 func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
-		return 0, fmt.Errorf("%w: offset %d", fs.ErrInvalid, off)
+		return 0, fmt.Errorf("%w: offset %d: must be at least 0", fs.ErrInvalid, off)
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -191,7 +201,7 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 	}
 	if size < 0 {
 		if size, err = a.size(); err != nil {
-			return 0, err // there is no header
+			return 0, err // the header is lost
 		}
 		n, err = a.readAround(p[:max(min(int64(len(p)), size-off), 0)], off)
 	}
@@ -201,13 +211,13 @@ func (a *attachment) readAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// writeAt is what all writing comes down to.
+// writeAt implements WriteAt and Write.
 func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 	if a.readOnly {
 		return 0, ErrReadOnly
 	}
 	if off < 0 {
-		return 0, fmt.Errorf("%w: offset %d", fs.ErrInvalid, off)
+		return 0, fmt.Errorf("%w: offset %d: must be at least 0", fs.ErrInvalid, off)
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -236,8 +246,8 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 	return len(p), err
 }
 
-// writeFresh writes by the file, and returns how far it came and the size that
-// the block had before.
+// writeFresh writes by the file. It returns how many bytes it has written and the
+// size that the block had before.
 func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
 	end := off + int64(len(p))
 	if raw.Within(p, a.mem) || !a.reaches(end) || a.announce(end) != nil {
@@ -257,8 +267,9 @@ func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
 	return n, size
 }
 
-// tryWrite copies p, which fits, and reports whether there was no fault. The
-// first n bytes are there already, since the block had the size given.
+// tryWrite copies p, which fits, to the mapping and reports whether there was no
+// fault. The caller has written the first n bytes, when the block had the given
+// size.
 func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done bool) {
 	before := debug.SetPanicOnFault(true)
 	defer func() {
@@ -273,9 +284,9 @@ func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done boo
 		raise(h.written(), end)
 		size = h.size().Load()
 	}
-	// A truncation at the same time may clear what was copied. It has then
-	// lowered size, or will find it raised and begin again. So size is raised
-	// only from what it was all the time, unless it is lowered again and again.
+	// A concurrent Truncate may clear what was copied. It then has lowered size, or
+	// its swap will fail because size was raised. So size is raised only if it was
+	// not lowered during the copy; otherwise the copy is repeated.
 	for range 100 {
 		copy(room[n:], p[n:])
 		now := h.size().Load()
@@ -291,12 +302,12 @@ func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done boo
 	return true
 }
 
-// announce notes that bytes below end are about to be written.
+// announce raises written to end, before bytes up to there are written.
 func (a *attachment) announce(end int64) error {
 	return a.words(func(h header) { raise(h.written(), uint64(end)) })
 }
 
-// publishSize makes bytes below end, which have been written, part of the block.
+// publishSize raises size to end, after the bytes up to there have been written.
 func (a *attachment) publishSize(end int64) error {
 	return a.words(func(h header) { raise(h.size(), uint64(end)) })
 }

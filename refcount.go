@@ -31,8 +31,8 @@ type member struct {
 	mutex   sync.Mutex // held by the goroutine that holds the mutex of obj
 }
 
-// attachment is this process's memory of a block and its part in the block's life.
-// It ends by close, once, from Segment.Close or from drop.
+// attachment is the memory of a block in this process, and the membership in the
+// block. Segment.Close or drop ends it by close, once.
 type attachment struct {
 	mapping
 	member
@@ -182,8 +182,8 @@ func (a *attachment) detach() {
 	}
 }
 
-// close detaches, and reports whether it was the first to. Calls in progress
-// keep the memory until they are done.
+// close detaches, and reports whether this was the first close. Calls in progress
+// keep the memory until they return.
 func (a *attachment) close() bool {
 	if !a.gate.Close() {
 		return false
@@ -290,14 +290,14 @@ func (a *attachment) unlink() error {
 	return unlinkIfLinked(a.obj)
 }
 
-// Unlink takes the name of a block away at once; see [Segment.Unlink]. It works
-// on every kind of block, attached or not, and also on a damaged one. Somebody
-// who may unlink a block but not open it has no means to keep another process
-// from replacing it at the same moment; it is then the new one that goes.
+// Unlink removes the name of a block immediately; see [Segment.Unlink]. It works on
+// every kind of block, whether it is in use, stale or damaged. If the process is
+// permitted to unlink the block but not to open it, it cannot take the mutex: if
+// another process replaces the block at the same moment, the new one may be unlinked.
 //
-// The error is [fs.ErrNotExist], [fs.ErrPermission], [fs.ErrInvalid] for a bad
-// name, [ErrNotSegment] for what is not a regular file, [ErrBusy], or
-// [errors.ErrUnsupported], which on Windows it is for a Headerless block.
+// The error is [fs.ErrNotExist], [fs.ErrPermission], [fs.ErrInvalid] for a bad name,
+// [ErrNotSegment] if the name is that of a file that is not regular, [ErrBusy], or
+// [errors.ErrUnsupported], on Windows also for a Headerless block.
 func Unlink(name string) error {
 	clean, err := checkName(name)
 	if err == nil {
@@ -309,8 +309,8 @@ func Unlink(name string) error {
 	return nameError("unlink", name, err)
 }
 
-// unlink takes the name away from whatever block it leads to, or, unless only
-// is nil, from that one alone.
+// unlink removes the name, from only if that is not nil, otherwise from the block
+// that it leads to.
 func unlink(name string, only object.Object) error {
 	return retry(func() error {
 		if only != nil {
@@ -351,20 +351,19 @@ func unlink(name string, only object.Object) error {
 	})
 }
 
-// Reap unlinks all blocks that nobody is attached to and that are not
-// Persistent, as far as this process may, and returns their names. Such blocks
-// are what killed processes leave behind. Create does the same by itself when
-// memory runs out, and for about 10 milliseconds the first time it is called.
-// With an error, such as syscall.EMFILE, it returns those it could unlink.
-// On Windows there are none, and on darwin it is [errors.ErrUnsupported], as
-// [List] is.
+// Reap unlinks all stale blocks that the process is permitted to unlink and returns
+// their names. Stale blocks are what killed processes leave behind. Create does the
+// same if memory runs out, and for about 10 milliseconds on the first call in a
+// process. On error, such as syscall.EMFILE, Reap also returns the names of the blocks
+// it has unlinked so far. On Windows there are no stale blocks. On darwin the error is
+// [errors.ErrUnsupported], as for [List].
 func Reap() (names []string, err error) {
 	names, err = reapUntil(time.Time{})
 	return names, pathError("reap", "", err)
 }
 
 func reapUntil(end time.Time) (names []string, err error) {
-	if object.Current.Limits().NamesStay { // with their objects, and go with them: nobody leaves a dead block
+	if object.Current.Limits().NamesStay { // no stale block is ever left behind
 		return nil, nil
 	}
 	var failed error
@@ -382,5 +381,5 @@ func reapUntil(end time.Time) (names []string, err error) {
 	return names, cmp.Or(err, failed)
 }
 
-// firstReap cleans up after those who were killed, once in a process.
+// reapOnce removes stale blocks, once in a process.
 var reapOnce = sync.OnceFunc(func() { reapUntil(time.Now().Add(10 * time.Millisecond)) })

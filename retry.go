@@ -8,28 +8,28 @@ import (
 	"github.com/shmkit/shm/internal/object"
 )
 
-// patience bounds the pauses of one call that waits for other processes. They
-// hold the mutex for microseconds, so a process that keeps it for longer has been
-// stopped, or is hostile.
+// patience bounds the sum of the pauses of one call that waits for other processes.
+// A process holds the mutex for microseconds; one that holds it for longer has been
+// stopped or is hostile.
 var patience = 2 * time.Second // a variable for tests alone
 
 // attempt is the state of one call that may have to wait, shared by all loops in
-// which it does.
+// which it waits.
 type attempt struct {
-	left   time.Duration // what its pauses may still come to
-	reaped bool          // it has looked for stale blocks to make room
+	left   time.Duration // for further pauses
+	reaped bool          // the call has removed stale blocks to make room
 }
 
 func newAttempt() *attempt { return &attempt{left: patience} }
 
 // retry calls f until it returns nil or an error that is not transient, or the
-// attempt has no patience left. It then returns what the last error was for.
+// attempt has no patience left. It then returns the error that was marked transient.
 //
-// The pauses are added up, and how much longer than intended they took counts for
-// a millisecond at most: while this process, its container or the machine is
-// frozen, or too busy to run the process that holds the mutex, time passes in
-// which nothing could change. The less patience is left, the shorter the pauses,
-// so that a process that has waited for long comes before those that begin to.
+// The pauses are added up, and each counts for at most a millisecond more than was
+// asked for: while this process, its container or the machine is frozen, or too busy
+// to run the process that holds the mutex, time passes in which nothing can change.
+// The less patience is left, the shorter the pauses, so that a process that has
+// waited for long precedes those that have just begun.
 func (t *attempt) retry(f func() error) error {
 	const first, most, steps = 20 * time.Microsecond, 10 * time.Millisecond, 200
 	for pause := first; ; pause = min(2*pause, most, max(t.left/steps, first)) {
@@ -41,18 +41,18 @@ func (t *attempt) retry(f func() error) error {
 		if t.left <= 0 {
 			return passing.Err
 		}
-		// Processes that begin to wait together do not go on together.
+		// Jitter: processes that begin to wait together do not retry together.
 		start, jittered := time.Now(), pause/2+rand.N(pause)
 		time.Sleep(jittered)
 		t.left -= min(time.Since(start), jittered+time.Millisecond)
 	}
 }
 
-// retry is attempt.retry for a call that waits in one loop only.
+// retry is attempt.retry for a call that waits in only one loop.
 func retry(f func() error) error { return newAttempt().retry(f) }
 
-// transient marks an error that passes by itself. The caller closes the object and
-// starts again from the name.
+// transient marks a condition that passes by itself. The caller closes the object
+// and retries from the name.
 func transient(err error) error { return object.RetryError{Err: err} }
 
 func isTransient(err error) bool { return errors.As(err, new(object.RetryError)) }
@@ -65,6 +65,6 @@ func retryIfBusy(err error) error {
 	return err
 }
 
-// isTooLarge reports whether err is ErrNoSpace for a size that does not fit
-// whatever memory other processes release.
+// isTooLarge reports whether err is ErrNoSpace for a size that would not fit even if
+// other processes released all their memory.
 func isTooLarge(err error) bool { return errors.As(err, new(object.TooLargeError)) }

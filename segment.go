@@ -17,21 +17,23 @@ import (
 // A Segment is an attachment to a block. It implements [io.Reader], [io.Writer],
 // [io.Seeker], [io.Closer], [io.ReaderAt], [io.WriterAt], [io.ReaderFrom],
 // [io.WriterTo], [io.ByteReader], [io.ByteWriter], [io.StringWriter] and
-// [fs.File].
+// [fs.File]. All methods are safe for concurrent use.
 //
-// Some functions close what they read, such as the transport of an
-// [net/http.Request] its body, and that can be the last Close. Some read at the
-// same time as others, such as [net/http.ServeContent] in a handler. Pass them
+// Some functions close what they read: the transport of an [net/http.Request]
+// closes its body, and that can be the last Close of the block. Others read
+// concurrently, such as [net/http.ServeContent] in a handler. Pass to both
 // io.NewSectionReader(seg, 0, seg.Size()), and set the ContentLength of a request.
 //
-// It can be embedded in other types. The methods of a nil Segment, and of the
-// zero Segment, return [fs.ErrInvalid].
+// A Segment can be embedded in other types. The methods of a nil Segment and of
+// the zero Segment return [fs.ErrInvalid], or a zero value if they have no error
+// to return.
 type Segment struct {
 	h *handle
 }
 
-// handle is what a Segment and its copies share. It is apart from attachment so
-// that the garbage collector can find it unreachable.
+// handle is what a Segment and its copies share. It is separate from attachment,
+// which its cleanup refers to, so that the garbage collector can find it
+// unreachable.
 type handle struct {
 	*attachment
 
@@ -55,21 +57,23 @@ func (s *Segment) enter(op string) (*handle, gate.Token, error) {
 
 func (h *handle) leave(token gate.Token) {
 	h.gate.Leave(token)
-	runtime.KeepAlive(h) // a handle in use must not be found dropped
+	runtime.KeepAlive(h) // the collector must not find a handle in use dropped
 }
 
-// quick reports whether a call that only copies a few bytes may do without the
-// gate. It must keep the handle alive until it is done.
+// quick reports whether a call that only copies a few bytes need not pass the gate.
+// Such a call must keep the handle alive until it returns.
 func (h *handle) quick() bool { return h != nil && h.pass.Load() == passQuick }
 
-// Close detaches from the block. If nobody else is attached, the block is
-// unlinked, unless it is [Persistent] or [Headerless]. Close does not wait for
-// calls in progress, and waits for other processes no longer than two seconds
-// even if one has been stopped at the worst moment. A second Close returns
-// [fs.ErrClosed].
+// Close detaches from the block. If no other Segment is attached to it, Close
+// unlinks the block, unless it is [Persistent] or [Headerless]. A second Close
+// returns [fs.ErrClosed].
 //
-// Close gives the memory back at once. A slice from Bytes is invalid from then
-// on, and using it crashes the program; see [Segment.Bytes].
+// Close does not wait for calls in progress. It waits for two seconds at most if
+// another process was stopped while it held the block's mutex; the block is then
+// stale if no process is attached to it.
+//
+// Close releases the memory. Using a slice from Bytes after Close crashes the
+// program; see [Segment.Bytes].
 func (s *Segment) Close() error {
 	if s == nil || s.h == nil {
 		return pathError("close", "", fs.ErrInvalid)
@@ -78,14 +82,14 @@ func (s *Segment) Close() error {
 		return pathError("close", s.h.name, fs.ErrClosed)
 	}
 	leaks.Forget(s.h.id)
-	runtime.KeepAlive(s.h) // for drop must come last
+	runtime.KeepAlive(s.h) // drop must run after close
 	return nil
 }
 
-// Name returns the name of the block, without a leading slash. That of an
-// [Anonymous] block is its [Label], or the name of the file that was passed to
-// [FromFile]. It is "" if FromFile attached to a block that had been unlinked, or
-// whose name it could not determine.
+// Name returns the name of the block, without a leading slash. For an [Anonymous]
+// block it returns the [Label], or the name of the file that was passed to
+// [FromFile]. It returns "" if FromFile attached to a block that had been unlinked,
+// or could not determine its name. Name works on a closed Segment.
 func (s *Segment) Name() string {
 	if s == nil || s.h == nil {
 		return ""
@@ -93,8 +97,8 @@ func (s *Segment) Name() string {
 	return s.h.name
 }
 
-// String returns the name, Size, Cap and state of the Segment, for people to read.
-// It does not wait for other calls, and works on a nil or closed Segment as well.
+// String returns the name, Size, Cap and state of the Segment in a form for people.
+// It does not wait for other calls. It works on a nil or closed Segment.
 func (s *Segment) String() string {
 	switch {
 	case s == nil:
@@ -112,7 +116,8 @@ func (s *Segment) String() string {
 	}
 }
 
-// LogValue implements [slog.LogValuer]: a group of what String returns.
+// LogValue implements [slog.LogValuer]. It returns a group of name, size, cap and
+// state.
 func (s *Segment) LogValue() slog.Value {
 	if s == nil || s.h == nil {
 		return slog.StringValue(s.String())
@@ -122,7 +127,7 @@ func (s *Segment) LogValue() slog.Value {
 		slog.Int64("cap", s.Cap()), slog.String("state", state))
 }
 
-// Of a Segment, as String and LogValue say it.
+// The states of a Segment that String and LogValue return.
 const (
 	stateOpen     = "open"
 	stateReadOnly = "read-only"
@@ -142,7 +147,8 @@ func (s *Segment) state() (size int64, state string) {
 	return size, stateOpen
 }
 
-// Cap returns how many bytes the block can hold, which never changes.
+// Cap returns the number of bytes that the block can hold, which never changes. It
+// works on a closed Segment.
 func (s *Segment) Cap() int64 {
 	if s == nil || s.h == nil {
 		return 0
@@ -150,7 +156,9 @@ func (s *Segment) Cap() int64 {
 	return int64(len(s.h.data))
 }
 
-// Size returns how many bytes the block holds, 0 if the Segment is closed.
+// Size returns the number of bytes that the block holds at this moment. It returns
+// 0 if the Segment is closed, or if another program has truncated the block so far
+// that the header is lost.
 func (s *Segment) Size() int64 {
 	if s == nil {
 		return 0
@@ -172,10 +180,11 @@ func (s *Segment) Size() int64 {
 	return size
 }
 
-// Refs returns how many Segments, in all processes, are attached to the block.
-// It is for people to look at: processes that were killed are counted until the
-// block ends, and those that may only read are not counted. It is 0 for a
-// Headerless block and if the Segment is closed.
+// Refs returns the number of Segments, in all processes, that are counted in the
+// header of the block. The number is a hint and decides nothing: attachments of
+// processes that were killed are counted until the block ends, and attachments
+// without permission to write are not counted. Refs returns 0 for a Headerless
+// block, and if the Segment is closed.
 func (s *Segment) Refs() int {
 	h, token, err := s.enter("refs")
 	if err != nil {
@@ -188,15 +197,18 @@ func (s *Segment) Refs() int {
 }
 
 // Truncate sets the Size of the block to n bytes, 0 to Cap, for all processes.
-// Bytes cut off read as zero if the block grows again; to that end they are
-// cleared, which takes as long as writing them. Of a [Sparse] block their memory
-// is given back instead.
+// Bytes that are cut off read as zero if the block grows again. Truncate clears
+// them, which takes as long as writing them; for a [Sparse] block it releases their
+// memory instead.
 //
-// The error is [fs.ErrInvalid] for another n, [ErrReadOnly], [ErrFault],
-// [fs.ErrClosed], [errors.ErrUnsupported] for a Headerless block, or [ErrBusy]
-// if others keep changing Size for two seconds. Of bytes below the old Size
-// that are written at the same time beyond n, some may be left, and what
-// ReadFrom, View or Bytes puts there may be cleared.
+// Truncate does not wait for writers. If another goroutine or process writes
+// between n and the old Size at the same time, some of its bytes may be left, and
+// bytes that ReadFrom, View or a slice from Bytes puts there may be cleared.
+//
+// The error is [fs.ErrInvalid] for an n that is negative or larger than Cap,
+// [ErrReadOnly], [ErrFault], [fs.ErrClosed], [errors.ErrUnsupported] for a
+// Headerless block, or [ErrBusy] if other processes keep changing Size for two
+// seconds.
 func (s *Segment) Truncate(n int64) error {
 	h, token, err := s.enter("truncate")
 	if err != nil {
@@ -211,14 +223,14 @@ func (a *attachment) truncate(n int64) error {
 	case a.readOnly:
 		return ErrReadOnly
 	case a.kind == rawBlock:
-		return fmt.Errorf("%w: Truncate of a Headerless block", errors.ErrUnsupported)
+		return fmt.Errorf("%w: the size of a Headerless block is fixed", errors.ErrUnsupported)
 	case n < 0 || n > int64(len(a.data)):
-		return fmt.Errorf("%w: size %d of at most %d", fs.ErrInvalid, n, len(a.data))
+		return fmt.Errorf("%w: size %d: must be 0 to %d", fs.ErrInvalid, n, len(a.data))
 	}
 	return a.guard(func() error {
-		// All bytes beyond size are zero, so that a block grows by nothing but
-		// setting size. So they are cleared while they still are below size: a
-		// writer that appends in the meantime makes the swap fail.
+		// All bytes beyond size are zero, so that setting size is all it takes to
+		// grow a block. They are cleared while they are still below size: a writer
+		// that appends in the meantime makes the swap fail.
 		h := a.head
 		for end := time.Now().Add(patience); ; {
 			size := h.size().Load()
@@ -233,10 +245,10 @@ func (a *attachment) truncate(n int64) error {
 	})
 }
 
-// clear makes data[from:to] zero, of which nothing beyond written is anything
-// else. The pages of a sparse block are given back, also those that have memory
-// only because they were read. What lies beyond to, the size, is left alone: it
-// can be what a writer is about to raise the size over.
+// clear makes data[from:to] zero; bytes from written on are zero already. The pages
+// of a sparse block are released, including those that have memory only because
+// they were read. Bytes from to on, the size, must stay as they are: a writer may
+// have stored them and be about to raise the size.
 func (a *attachment) clear(from, to, written int64) {
 	if from >= to {
 		return
@@ -249,23 +261,21 @@ func (a *attachment) clear(from, to, written int64) {
 	}
 }
 
-// Bytes returns the memory of the block itself: its length is Size at this
-// moment, its capacity Cap. What is stored in it is seen by all processes, and
-// to share it in an orderly way is up to them.
+// Bytes returns a slice of the block's memory. Its length is Size at this moment,
+// its capacity Cap. All processes see what is stored in it; they must synchronize
+// their accesses themselves. Bytes returns nil if the Segment is closed.
 //
 // The slice is valid until Close. Using it later crashes the program. So does
-// using it when another program has truncated the block or when memory has run
-// out for a Sparse one, and writing to it if the Segment is [ReadOnly].
-// [Segment.View] is without these dangers. Bytes returns nil if the Segment is
-// closed.
+// using it after another program has truncated the block, using a page of a Sparse
+// block for which there is no memory left, and writing to the slice of a
+// [ReadOnly] Segment. [Segment.View] returns an error in these cases.
 //
-// That a slice used after Close finds no other memory at its addresses is
-// ensured for a limited time only: after Close the addresses stay unused, on
-// 64-bit Linux and darwin, until later Segments with slices have been closed
-// that take 64 GiB of address space or number 8,192. They do not stay unused for
-// a Segment larger than that, in a process with a limit on its address space
-// (RLIMIT_AS), on 32-bit systems, or on Windows. Once they are in use again, a
-// slice that was kept reads and writes whatever is there then.
+// A slice that is used after Close cannot reach other memory for some time: on
+// 64-bit Linux and darwin its addresses stay unused until the Segments with slices
+// that are closed later add up to 64 GiB of address space or number 8,192. The
+// addresses do not stay unused if the Segment alone is larger than that, if the
+// process has a limit on its address space (RLIMIT_AS), on 32-bit systems, or on
+// Windows. Once they are in use again, the slice reads and writes what is there.
 func (s *Segment) Bytes() []byte {
 	h, token, err := s.enter("bytes")
 	if err != nil {
@@ -291,22 +301,24 @@ func (a *attachment) expose() []byte {
 	return a.data[:a.loadSize():len(a.data)]
 }
 
-// View calls f with the memory of the block, as Bytes returns it, and returns
-// what f returns. The memory stays until f is done, even if the Segment is
-// closed in the meantime; f may close it itself. If memory cannot be accessed
-// because another program has truncated the block, or has run out for a Sparse
-// one, or if f writes to it and the Segment is [ReadOnly], f is ended there as
-// by a panic and View returns [ErrFault]; that holds for what f does itself, not
-// for goroutines that it starts. f must not keep the slice.
+// View calls f with a slice of the block's memory, as Bytes returns it, and returns
+// the error of f. The memory stays valid until f returns, even if the Segment is
+// closed in the meantime; f may close it itself. f must not keep the slice.
 //
-// View returns [fs.ErrClosed] without calling f if the Segment is closed.
+// If f accesses memory that is not there, because another program has truncated
+// the block or there is no memory left for a page of a Sparse block, or if f writes
+// to the memory of a [ReadOnly] Segment, then f ends there as by a panic and View
+// returns [ErrFault]. This does not hold for goroutines that f starts. Other panics
+// of f go on.
+//
+// View returns [fs.ErrClosed], without calling f, if the Segment is closed.
 func (s *Segment) View(f func(b []byte) error) error {
 	h, token, err := s.enter("view")
 	if err != nil {
 		return err
 	}
 	defer h.leave(token)
-	// What f returns is its own; only what went wrong here gets our name.
+	// The error of f is returned as it is; only errors of View are a PathError.
 	var own error
 	err = h.guard(func() error {
 		own = f(h.expose())
@@ -318,12 +330,13 @@ func (s *Segment) View(f func(b []byte) error) error {
 	return own
 }
 
-// Unlink takes the block's name away at once, so that nobody can attach any
-// more and a new block can have the name. Everybody who is attached, this
-// Segment included, keeps the memory until they detach.
+// Unlink removes the block's name immediately. No process can open the block any
+// more, and a new block may take the name. Existing attachments, this Segment
+// included, keep the memory until they are closed.
 //
-// The error is [fs.ErrNotExist] if the block has lost its name already,
-// [fs.ErrPermission], [ErrBusy] or [fs.ErrClosed].
+// The error is [fs.ErrNotExist] if the block has no name or has lost it,
+// [fs.ErrPermission], [ErrBusy], [fs.ErrClosed], or [errors.ErrUnsupported] for a
+// Headerless block on Windows.
 func (s *Segment) Unlink() error {
 	h, token, err := s.enter("unlink")
 	if err != nil {

@@ -20,27 +20,31 @@ var (
 	errInvalidRead  = errors.New("shm: reader returned invalid count from Read")
 	errInvalidWrite = errors.New("shm: writer returned invalid count from Write")
 
-	// errNotPollable is a descriptor that would block a whole thread, and the
-	// memory with it, for as long as the other side likes.
+	// errNotPollable is returned for a descriptor in blocking mode. A system call
+	// on it could hold the memory of a closed Segment for as long as the peer likes.
 	errNotPollable = errors.New("shm: descriptor is in blocking mode")
 )
 
-// buffers stand between the block and Readers and Writers that are not known to
-// leave its memory alone. They fit the second-level cache of common processors.
+// buffers are for Readers and Writers that may not get the memory of the block
+// itself. Their size fits the second-level cache of common processors.
 var buffers = sync.Pool{New: func() any {
 	b := make([]byte, 128<<10)
 	return &b
 }}
 
-// WriteTo implements [io.WriterTo]: it writes the block to w from the offset
-// on, until it reaches Size as it then is. [io.Copy] from a Segment comes here.
+// WriteTo implements [io.WriterTo]. It writes the bytes of the block, from the
+// offset to Size, to w, advances the offset and returns how many it has written.
+// Bytes that are appended meanwhile are written as well. [io.Copy] from a Segment
+// calls WriteTo.
 //
-// A w that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn] is written
-// to straight from the block's memory, and a hash of the standard library reads
-// that itself; any other gets the bytes in pieces of 128 KiB, from a buffer, so
-// that it need not be trusted with the memory. The buffer given to [io.CopyBuffer]
-// is not used. The block can be closed while w blocks; WriteTo then returns
-// [fs.ErrClosed] when w is done.
+// If w is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn], the system copies
+// from the block's memory; a hash of the standard library reads it directly. Any
+// other Writer gets the bytes in pieces of up to 128 KiB from a buffer, because it
+// could keep or change what it is given. The buffer of [io.CopyBuffer] is not used.
+//
+// The error is that of w, [io.ErrShortWrite], or one of [Segment.ReadAt] other than
+// io.EOF. Nothing of the Segment is held while w blocks: it can be closed meanwhile,
+// and WriteTo then returns [fs.ErrClosed] when w returns.
 func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
 	if c := rawConn(w); c != nil {
 		n, err = s.writeToConn(c)
@@ -78,24 +82,27 @@ func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
 	}
 }
 
-// ReadFrom implements [io.ReaderFrom]: it writes what it reads from r at the
-// offset, until r returns [io.EOF]. [io.Copy] to a Segment comes here. Size is
-// raised as the bytes come in, so other processes can read along.
+// ReadFrom implements [io.ReaderFrom]. It reads from r until r returns [io.EOF],
+// writes the bytes at the offset, advances it and returns how many it has written.
+// Size is raised as the bytes arrive, so other processes can read them. [io.Copy] to
+// a Segment calls ReadFrom.
 //
-// An r that is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn], or an
-// [io.LimitedReader] of one, is read straight into the block's memory; from any
-// other the bytes come in pieces, through a buffer. The block can be closed
-// while r blocks; ReadFrom then returns [fs.ErrClosed] when r is done.
+// If r is an [*os.File], a [*net.TCPConn] or a [*net.UnixConn], or an
+// [io.LimitedReader] of one, the system copies into the block's memory. The bytes
+// of any other Reader go through a buffer.
 //
-// If r has more bytes than there is room for up to Cap, the error is [ErrFull];
-// some of the bytes that did not fit have then been taken from r.
+// If r has more bytes than fit below Cap, the error is [ErrFull]; some of the bytes
+// that do not fit have then been read from r. Other errors are that of r,
+// [io.ErrNoProgress], and those of [Segment.WriteAt]. If the Segment is [ReadOnly]
+// nothing is read. Nothing of the Segment is held while r blocks: it can be closed
+// meanwhile, and ReadFrom then returns [fs.ErrClosed] when r returns.
 func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 	h, token, err := s.enter("write")
 	if err != nil {
 		return 0, err
 	}
 	h.leave(token)
-	if h.readOnly { // nothing must be taken from r
+	if h.readOnly { // before anything is read from r
 		return 0, pathError("write", h.name, ErrReadOnly)
 	}
 	limit := int64(-1)
@@ -109,7 +116,7 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 		if limited {
 			lr.N -= n
 			if errors.Is(err, ErrFull) {
-				lr.N-- // the byte that told that there are more
+				lr.N-- // the byte that was read to see that there are more
 			}
 		}
 		if !errors.Is(err, errNotPollable) {
@@ -142,11 +149,10 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 }
 
-// rawConn returns the descriptor under v if nothing is known to stand between
-// reading or writing v and it: v is a file or a stream of package os or net.
-// io.Copy hides some methods of these in types that have no exported name, so
-// it is the package that counts. A type of the program's own that embeds one can
-// have methods of its own, so it is not of them.
+// rawConn returns the descriptor of v if v is a file or a stream of package os or
+// net, and nil otherwise. It goes by the package of v's type, because io.Copy wraps
+// these in unexported types. A type of the program that embeds one may have Read and
+// Write methods of its own.
 func rawConn(v any) syscall.RawConn {
 	conn, ok := v.(syscall.Conn)
 	if !ok {
@@ -156,25 +162,25 @@ func rawConn(v any) syscall.RawConn {
 		return nil
 	}
 	if c, ok := v.(net.Conn); ok {
-		addr := c.LocalAddr() // nil if it is not connected
+		addr := c.LocalAddr() // nil without a connection
 		if addr == nil || addr.Network() != "tcp" && addr.Network() != "unix" {
-			return nil // datagrams: a read of none is not the end
+			return nil // datagrams, where a read of 0 bytes is not the end
 		}
 	}
 	c, err := conn.SyscallConn()
 	if err != nil {
-		return nil // nil or closed; the ordinary way says so properly
+		return nil // v is nil or closed; its own Read or Write returns the error
 	}
 	return c
 }
 
-// mostAtOnce bounds one system call on a mapping, so that Size follows what is
-// read and nobody waits for the offset too long.
+// mostAtOnce bounds one system call on a mapping, so that Size follows the bytes
+// that arrive and other calls do not wait for the offset too long.
 const mostAtOnce = 1 << 20
 
-// readFromConn reads from the descriptor into the mapping, limit bytes at most
-// unless it is negative. The waiting for bytes is done in RawConn.Read, between
-// calls of the function, so nothing of the Segment is held meanwhile.
+// readFromConn reads from the descriptor into the mapping, at most limit bytes
+// unless limit is negative. RawConn.Read waits for bytes between calls of the
+// function, so nothing of the Segment is held while it waits.
 func (s *Segment) readFromConn(c syscall.RawConn, limit int64) (n int64, err error) {
 	left, limited := limit, limit >= 0
 	var got int
@@ -198,8 +204,8 @@ func (s *Segment) readFromConn(c syscall.RawConn, limit int64) (n int64, err err
 	})
 }
 
-// untilEOF has step move bytes until there are no more, which it says by io.EOF,
-// and returns how many there were.
+// untilEOF calls step, which moves bytes, until it returns an error. It returns the
+// number of bytes moved, and nil for io.EOF.
 func untilEOF(step func() (int, error)) (n int64, err error) {
 	for {
 		moved, err := step()
@@ -227,7 +233,7 @@ func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
 	}
 	room := h.data[min(h.off, int64(len(h.data))):]
 	if len(room) == 0 {
-		// Only reading can tell whether this is the end.
+		// Only a read can tell whether r is at its end.
 		var one [1]byte
 		if _, err = readFD(fd, one[:]); err == nil {
 			err = pathError("write", h.name, ErrFull)
@@ -250,8 +256,8 @@ func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
 	return n, err
 }
 
-// receive reads from fd into room, the part of the data at the offset, by the
-// road that is faster; see fresh.
+// receive reads from fd into room, the data at the offset, by the faster of two
+// paths; see fresh.
 func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 	end := h.off + int64(len(room))
 	if !h.fresh(end) || !h.reaches(end) {
@@ -261,7 +267,7 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 		h.warm(h.off + int64(n))
 		return n, nil
 	}
-	if err == nil { // it is a file, but that failed or found the end
+	if err == nil { // fd is a file at its end, or one that cannot be moved this way
 		return readFD(fd, room)
 	}
 	buf := buffers.Get().(*[]byte)
@@ -288,7 +294,7 @@ func (s *Segment) writeToConn(c syscall.RawConn) (n int64, err error) {
 	})
 }
 
-// drain writes bytes from the offset on to fd, io.EOF meaning that there are none.
+// drain writes bytes at the offset to fd. It returns io.EOF if there are none.
 func (s *Segment) drain(fd uintptr) (n int, err error) {
 	h, token, err := s.enter("read")
 	if err != nil {
@@ -315,7 +321,7 @@ func (s *Segment) drain(fd uintptr) (n int, err error) {
 	return n, err
 }
 
-// next returns bytes from the offset on, io.EOF meaning that there are none.
+// next returns bytes at the offset, or io.EOF if there are none.
 func (h *handle) next() ([]byte, error) {
 	size, err := h.size()
 	if err != nil {
@@ -327,8 +333,8 @@ func (h *handle) next() ([]byte, error) {
 	return h.data[h.off:min(size, h.off+mostAtOnce)], nil
 }
 
-// isHash reports whether w is a hash of the standard library that is known to
-// leave the bytes alone and not to keep them.
+// isHash reports whether w is a hash of the standard library that neither changes
+// nor keeps the bytes that it is given.
 func isHash(w io.Writer) bool {
 	if _, ok := w.(hash.Hash); !ok {
 		return false
@@ -343,7 +349,7 @@ func (s *Segment) writeToHash(w io.Writer) (n int64, err error) {
 	return untilEOF(func() (int, error) { return s.hashNext(w) })
 }
 
-// hashNext has w read bytes from the offset on, io.EOF meaning that there are none.
+// hashNext has w read bytes at the offset. It returns io.EOF if there are none.
 func (s *Segment) hashNext(w io.Writer) (n int, err error) {
 	h, token, err := s.enter("read")
 	if err != nil {
@@ -356,8 +362,8 @@ func (s *Segment) hashNext(w io.Writer) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// A fault in the middle of Write would spoil the hash. So all pages are
-	// looked at before; one that is lost after that ends it with ErrFault.
+	// A fault in the middle of Write would spoil the hash, so all pages are touched
+	// first. A page that is lost after that ends the call with ErrFault.
 	if err = ErrFault; !h.hollow {
 		err = h.guard(func() error { return touch(part) })
 	}
@@ -373,7 +379,7 @@ func (s *Segment) hashNext(w io.Writer) (n int, err error) {
 // touch reads a byte of every page of p.
 func touch(p []byte) error {
 	var sum byte
-	for i := 0; i < len(p); i += minHeaderSize { // which no page is smaller than
+	for i := 0; i < len(p); i += minHeaderSize { // no page is smaller
 		sum += p[i]
 	}
 	sum += p[len(p)-1]
@@ -381,9 +387,10 @@ func touch(p []byte) error {
 	return nil
 }
 
-var touched atomic.Uint32 // or the compiler would leave out the reading
+var touched atomic.Uint32 // keeps the compiler from removing the reads
 
-// aroundMapping writes bytes of part, which faulted or could; see readAround.
+// aroundMapping writes bytes of part, which has faulted or could take memory; see
+// readAround.
 func (h *handle) aroundMapping(part []byte, write func([]byte) (int, error)) (int, error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
@@ -394,7 +401,7 @@ func (h *handle) aroundMapping(part []byte, write func([]byte) (int, error)) (in
 	return write((*buf)[:got])
 }
 
-// unread takes the offset back by n bytes that were read and not delivered.
+// unread moves the offset back by n bytes that were read and not delivered.
 func (s *Segment) unread(n int) {
 	if h, token, err := s.enter("seek"); err == nil {
 		h.mu.Lock()

@@ -1,7 +1,7 @@
-// Package shmtest fails tests that leave shared memory behind, as goleak does
-// for goroutines.
+// Package shmtest fails tests that leave shared memory behind, as goleak does for
+// goroutines.
 //
-// In one test:
+// Use it in one test:
 //
 //	func TestFrames(t *testing.T) {
 //		defer shmtest.VerifyNone(t)
@@ -14,11 +14,10 @@
 //		shmtest.VerifyTestMain(m)
 //	}
 //
-// What counts as left behind is a Segment that is still open, a Segment that
-// was dropped without Close and found by the garbage collector, and a block that
-// this process created and that still has its name. A [shm.Headerless] block is
-// known by its name alone: one that another process has unlinked and created
-// again counts as well.
+// Left behind are Segments that are still open, Segments that were dropped without
+// Close and found by the garbage collector, and blocks that this process created and
+// that still have their names. A [shm.Headerless] block is identified by its name
+// alone: it counts even if another process has unlinked it and created a new one.
 package shmtest
 
 import (
@@ -33,10 +32,10 @@ import (
 	"github.com/shmkit/shm/internal/leaks"
 )
 
-// TestingT is what VerifyNone needs of a [testing.TB].
+// TestingT is the part of [testing.TB] that VerifyNone uses.
 type TestingT interface{ Error(args ...any) }
 
-// TestingM is what VerifyTestMain needs of a [testing.M].
+// TestingM is the part of [testing.M] that VerifyTestMain uses.
 type TestingM interface{ Run() int }
 
 // An Option changes what counts as left behind.
@@ -54,7 +53,8 @@ type config struct {
 	runOnFailure bool
 }
 
-// IgnoreCurrent leaves out what is there when IgnoreCurrent is called.
+// IgnoreCurrent ignores the Segments and blocks that exist when IgnoreCurrent is
+// called.
 func IgnoreCurrent() Option {
 	last := lastID()
 	blocks := ownBlocks()
@@ -66,18 +66,20 @@ func IgnoreCurrent() Option {
 	})
 }
 
-// IgnoreName leaves out blocks whose name begins with prefix.
+// IgnoreName ignores blocks, and Segments of blocks, whose name begins with prefix.
 func IgnoreName(prefix string) Option {
 	return optionFunc(func(c *config) { c.prefixes = append(c.prefixes, prefix) })
 }
 
-// Cleanup makes VerifyTestMain call f with the exit status instead of os.Exit,
-// and VerifyNone call it with 0 at the end. With [Find] it is an error.
+// Cleanup makes VerifyTestMain call f with the exit status instead of os.Exit, and
+// VerifyNone call f with 0 when it is done. It does not apply to [Find], which
+// returns an error.
 func Cleanup(f func(exitCode int)) Option {
 	return optionFunc(func(c *config) { c.cleanup = f })
 }
 
-// RunOnFailure makes VerifyTestMain look for leaks even if tests failed.
+// RunOnFailure makes VerifyTestMain look for shared memory left behind even if tests
+// failed.
 func RunOnFailure() Option {
 	return optionFunc(func(c *config) { c.runOnFailure = true })
 }
@@ -90,8 +92,9 @@ func newConfig(opts []Option) *config {
 	return c
 }
 
-// VerifyNone reports by t.Error what the process has left behind so far. It
-// cannot tell apart tests that run in parallel, so it is not for those.
+// VerifyNone calls t.Error if the process has left shared memory behind so far. It
+// waits up to half a second for Segments that are about to be closed. It is not for tests
+// that run in parallel: it sees the Segments of all of them.
 func VerifyNone(t TestingT, opts ...Option) {
 	if h, ok := t.(interface{ Helper() }); ok {
 		h.Helper()
@@ -105,8 +108,8 @@ func VerifyNone(t TestingT, opts ...Option) {
 	}
 }
 
-// VerifyTestMain runs the tests and exits with their status, or with status 1
-// if they passed but left something behind, which it then says on os.Stderr.
+// VerifyTestMain runs the tests and exits with their status. If they passed but left
+// shared memory behind, it reports that on os.Stderr and exits with status 1.
 func VerifyTestMain(m TestingM, opts ...Option) {
 	c := newConfig(opts)
 	exitCode := m.Run()
@@ -123,8 +126,8 @@ func VerifyTestMain(m TestingM, opts ...Option) {
 	os.Exit(exitCode)
 }
 
-// Find returns an error that says what the process has left behind so far, or
-// nil.
+// Find returns an error that describes what the process has left behind so far, or
+// nil. It waits as VerifyNone does.
 func Find(opts ...Option) error {
 	c := newConfig(opts)
 	if c.cleanup != nil {
@@ -133,8 +136,8 @@ func Find(opts ...Option) error {
 	return c.find()
 }
 
-// tries and pauses bound the wait for a Segment that is about to be closed: by
-// another goroutine, or by the garbage collector on behalf of a forgotten one.
+// tries and the pauses bound the wait for a Segment that is about to be closed, by
+// another goroutine or because the garbage collector has found it dropped.
 const (
 	tries      = 20
 	firstPause = time.Microsecond
@@ -160,14 +163,14 @@ func (c *config) look() (found []string) {
 		for _, r := range list {
 			if r.ID > c.after && !c.ignores(r.Name) {
 				origin := shm.Origin{Name: r.Name, Cap: r.Cap, Frames: r.Frames()}
-				found = append(found, fmt.Sprintf("Segment %q, %d bytes, %s, created at:\n%s", r.Name, r.Cap, what, origin.Stack()))
+				found = append(found, fmt.Sprintf("Segment %q of %d bytes, %s, created at:\n%s", r.Name, r.Cap, what, origin.Stack()))
 			}
 		}
 	}
 	report("still open", leaks.Open())
 	report("dropped without Close", leaks.Dropped())
 	if len(found) > 0 {
-		return found // its name is no news
+		return found // which explains the names as well
 	}
 	for _, name := range ownBlocks() {
 		if !c.ignores(name) {
@@ -189,7 +192,7 @@ func (c *config) ignores(name string) bool {
 	return false
 }
 
-// lastID returns the id of the youngest Segment there has been.
+// lastID returns the id of the Segment created last.
 func lastID() (id uint64) {
 	for _, list := range [][]leaks.Record{leaks.Open(), leaks.Dropped()} {
 		for _, r := range list {
@@ -199,11 +202,11 @@ func lastID() (id uint64) {
 	return id
 }
 
-// started bounds what can be ours, for process ids are used again.
+// started excludes blocks of an earlier process with the same id.
 var started = time.Now()
 
-// ownBlocks returns the names of blocks that this process has created. Where
-// blocks cannot be listed, those with a header are not among them.
+// ownBlocks returns the names of the blocks that this process has created. Where
+// blocks cannot be listed it returns those without a header alone.
 func ownBlocks() (names []string) {
 	list, _ := shm.List()
 	for _, info := range list {

@@ -1,6 +1,6 @@
-// Package leaks remembers which Segments are open, which have been dropped without
-// Close, and which raw blocks this process has created and not unlinked, for
-// package shm to report and for package shmtest to find.
+// Package leaks records the Segments that are open, those that were dropped without
+// Close, and the raw blocks that this process has created and not unlinked. Package
+// shm reports them, and package shmtest looks for them.
 package leaks
 
 import (
@@ -34,12 +34,10 @@ func (r Record) Frames() []runtime.Frame {
 	}
 }
 
-// mostDropped and mostRaw bound what a program that leaks all day makes us
-// remember.
+// mostDropped and mostRaw bound the memory of a program that leaks all the time.
 const mostDropped, mostRaw = 1000, 1000
 
-// The registry holds no reference to a Segment, which would keep it reachable
-// and so never let it be seen as dropped.
+// The registry holds no reference to a Segment, which would keep it reachable.
 var registry = struct {
 	sync.Mutex
 	last    uint64
@@ -48,8 +46,8 @@ var registry = struct {
 	raw     map[string]bool
 }{open: make(map[uint64]Record), raw: make(map[string]bool)}
 
-// Track notes that a Segment is open and returns the id to Forget or Drop it by.
-// skip is as for runtime.Callers, counted from the caller of Track.
+// Track records that a Segment is open and returns its id for Forget and Drop. skip is
+// as for runtime.Callers, counted from the caller of Track.
 func Track(name string, size int64, skip int) uint64 {
 	var pcs [32]uintptr
 	n := runtime.Callers(skip+2, pcs[:])
@@ -63,14 +61,14 @@ func Track(name string, size int64, skip int) uint64 {
 	return id
 }
 
-// Forget notes that a Segment was closed.
+// Forget records that a Segment was closed.
 func Forget(id uint64) {
 	registry.Lock()
 	defer registry.Unlock()
 	delete(registry.open, id)
 }
 
-// Drop notes that a Segment became unreachable while open.
+// Drop records that a Segment became unreachable while open.
 func Drop(id uint64) Record {
 	registry.Lock()
 	defer registry.Unlock()
@@ -96,8 +94,8 @@ func Dropped() []Record {
 	return slices.Clone(registry.dropped)
 }
 
-// CreatedRaw notes that this process has created a raw block, which does not say
-// so itself.
+// CreatedRaw records that this process has created a raw block, which has no header
+// to say so.
 func CreatedRaw(name string) {
 	registry.Lock()
 	defer registry.Unlock()
@@ -106,7 +104,7 @@ func CreatedRaw(name string) {
 	}
 }
 
-// Unlinked notes that this process has unlinked a block.
+// Unlinked records that this process has unlinked a block.
 func Unlinked(name string) {
 	registry.Lock()
 	defer registry.Unlock()
@@ -114,7 +112,7 @@ func Unlinked(name string) {
 }
 
 // Raw returns the names of the raw blocks that this process has created and not
-// unlinked, the first 1,000 of them. Other processes can have unlinked them.
+// unlinked, the first 1,000 of them. Other processes may have unlinked them.
 func Raw() []string {
 	registry.Lock()
 	defer registry.Unlock()
