@@ -10,7 +10,7 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// A persistent block stays until somebody unlinks it.
+// A persistent block stays until a process unlinks it.
 func ExamplePersistent() {
 	seg, err := shm.Create("example-persistent", 5, shm.Persistent())
 	if err != nil {

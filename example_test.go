@@ -9,12 +9,14 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strings"
 
 	"github.com/shmkit/shm"
 )
 
-// One process fills a block, another reads it.
+// One process fills a block, and another one reads it.
 func Example() {
 	seg, err := shm.Create("", 1<<20) // or a name that both know
 	if err != nil {
@@ -44,12 +46,130 @@ func ExampleCreate() {
 	}
 	_, err = shm.Create("example-create", 4096)
 	fmt.Println(errors.Is(err, fs.ErrExist))
-	seg.Close() // the last Close takes the name away
+	seg.Close() // the last Close unlinks the block
 	_, err = shm.Open("example-create")
 	fmt.Println(errors.Is(err, fs.ErrNotExist))
 	// Output:
 	// true
 	// true
+}
+
+func ExampleOpen() {
+	seg, err := shm.Create("example-open", 4096)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer seg.Close()
+	seg.WriteString("hello")
+
+	// Another process, which knows the name:
+	peer, err := shm.Open("example-open")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer peer.Close()
+	text := make([]byte, 5)
+	_, err = peer.ReadAt(text, 0)
+	fmt.Println(string(text), peer.Cap(), err)
+
+	_, err = shm.Open("example-missing")
+	fmt.Println(errors.Is(err, fs.ErrNotExist))
+	// Output:
+	// hello 4096 <nil>
+	// true
+}
+
+// A read-only Segment needs no permission to write to the block.
+func ExampleReadOnly() {
+	seg, err := shm.Create("", 5, shm.Perm(0o644))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer seg.Close()
+	seg.WriteString("hello")
+
+	reader, err := shm.Open(seg.Name(), shm.ReadOnly())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reader.Close()
+	text, err := io.ReadAll(reader)
+	fmt.Println(string(text), err)
+	_, err = reader.WriteAt([]byte("J"), 0)
+	fmt.Println(errors.Is(err, shm.ErrReadOnly), errors.Is(err, fs.ErrPermission))
+	// Output:
+	// hello <nil>
+	// true true
+}
+
+// A block without a name leaves nothing behind, however its processes end.
+func ExampleAnonymous() {
+	seg, err := shm.Anonymous(4096, shm.Label("frames"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer seg.Close()
+	fmt.Println(seg.Name(), seg.Cap())
+	_, err = shm.Open("frames") // a Label is not a name to open
+	fmt.Println(errors.Is(err, fs.ErrNotExist))
+	// Output:
+	// frames 4096
+	// true
+}
+
+// A child process gets a block without a name as a file.
+func ExampleSegment_File() {
+	seg, err := shm.Anonymous(1 << 20)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer seg.Close()
+	file, err := seg.File()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer file.Close()
+	cmd := exec.Command("worker")
+	cmd.ExtraFiles = []*os.File{file} // in the child: shm.FromFile(os.NewFile(3, "block"))
+	if err := cmd.Run(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func ExampleFromFile() {
+	seg, err := shm.Anonymous(4096)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer seg.Close()
+	seg.WriteString("hello")
+	file, err := seg.File()
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// The process that was given the file:
+	peer, err := shm.FromFile(file)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer peer.Close()
+	file.Close() // FromFile has a descriptor of its own
+	text := make([]byte, 5)
+	_, err = peer.ReadAt(text, 0)
+	fmt.Println(string(text), err)
+	// Output: hello <nil>
+}
+
+// A supervisor removes what workers that it had to kill have left behind.
+func ExampleReap() {
+	names, err := shm.Reap()
+	for _, name := range names {
+		log.Printf("%s was left behind by a killed process", name)
+	}
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		log.Fatal(err)
+	}
 }
 
 func ExampleOpenOrCreate() {
@@ -66,15 +186,15 @@ func ExampleOpenOrCreate() {
 	// false 2
 }
 
-// A headerless block is what Python's multiprocessing.shared_memory and
-// shm_open in C make and open.
+// Python's multiprocessing.shared_memory and shm_open in C create and open the same
+// blocks.
 func ExampleHeaderless() {
 	seg, err := shm.Create("example-headerless", 16, shm.Headerless())
 	if err != nil {
 		log.Fatal(err)
 	}
+	defer shm.Unlink("example-headerless") // attachments are not counted
 	defer seg.Close()
-	defer seg.Unlink() // nobody counts who is attached
 	seg.WriteString("for Python")
 	fmt.Printf("%q\n", seg.Bytes()[:10])
 	// Output: "for Python"
@@ -92,7 +212,7 @@ func ExampleSegment_WriteAt() {
 	// Output: 4 true true
 }
 
-// View works on the memory itself, and Close cannot pull it away meanwhile.
+// View works on the memory itself, which stays valid even if the Segment is closed.
 func ExampleSegment_View() {
 	seg, err := shm.Create("", 4096)
 	if err != nil {
@@ -143,7 +263,7 @@ func ExampleStat() {
 	// Output: 100 1 true -rw------- <nil>
 }
 
-// Handlers run at the same time, and each needs an offset of its own.
+// Handlers run concurrently, and each needs an offset of its own.
 func ExampleSegment_serveContent() {
 	seg, err := shm.Create("", 16)
 	if err != nil {

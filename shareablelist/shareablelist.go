@@ -1,6 +1,5 @@
-// Package shareablelist reads and writes the lists that Python processes share,
-// multiprocessing.shared_memory.ShareableList, byte for byte as CPython 3.9 and
-// later do.
+// Package shareablelist reads and writes multiprocessing.shared_memory.ShareableList,
+// the lists that Python processes share, byte for byte as CPython 3.9 and later do.
 //
 //	seg, err := shm.Open("settings", shm.Headerless()) // ShareableList([...], name="settings")
 //	l, err := shareablelist.Open(seg)
@@ -8,29 +7,30 @@
 //	err = l.Set(1, "a text")
 //
 // A list has a fixed number of items. An item is nil, a bool, an int64, a
-// float64, a string of UTF-8 or a []byte. A text has room for a multiple of 8
-// bytes, which is chosen when the list is made.
+// float64, a string of UTF-8 or a []byte. A string or []byte has room for a multiple
+// of 8 bytes, which is fixed when the list is created.
 //
-// # What gets lost in Python
+// # Values that Python loses
 //
-// CPython loses some values without a word. Here they are errors:
+// CPython loses some values without an error. This package returns an error for them,
+// or keeps them:
 //
-//   - NUL bytes at the end of a text are cut off by every reader:
-//     https://github.com/python/cpython/issues/106939.
-//   - A str gets room for as many bytes as it has characters, and what is more
-//     in UTF-8 is cut off: https://github.com/python/cpython/issues/145261. A
-//     list made here has room for all bytes, and Python reads it right.
-//   - Python takes an int beyond 64 bits as an error only after it has made the
-//     block, and leaves that behind.
+//   - Every reader removes NUL bytes from the end of a str or bytes
+//     (https://github.com/python/cpython/issues/106939): [fs.ErrInvalid].
+//   - A str gets room for as many bytes as it has characters, and more bytes of UTF-8
+//     are cut off (https://github.com/python/cpython/issues/145261). A list created
+//     by this package has room for all bytes, and Python reads it correctly.
+//   - An int beyond 64 bits is an error in Python only after it has created the block,
+//     which it leaves behind: [fs.ErrInvalid].
 //
-// What a Python process has lost already, nobody can see; where a character is
-// cut in two, reading the item is [shm.ErrCorrupt].
+// A value that a Python process has already lost cannot be recognized. If a character
+// is cut in two, reading the item returns [shm.ErrCorrupt].
 //
 // # Concurrency
 //
-// Items are changed without any lock, by CPython in three steps and here too. A
-// reader that looks while another goroutine or process changes the same item
-// can see a part of it, or get [shm.ErrCorrupt]. Locking is up to the users.
+// CPython and this package change an item in three steps without a lock. A reader of
+// an item that another goroutine or process is changing can see a part of the change,
+// or get [shm.ErrCorrupt]. The users of a list must synchronize.
 package shareablelist
 
 import (
@@ -49,21 +49,20 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// The layout, of which all numbers are in the machine's own byte order and of 8
-// bytes, for n items:
+// The layout of n items. All numbers have 8 bytes, in the machine's own byte order.
 //
 //	number of items
-//	n+1 offsets, of each item and of the end, from where the items begin
+//	n+1 offsets, of each item and of the end, from the first item
 //	the items, each in a slot of a multiple of 8 bytes
-//	n formats of Python's module struct, of 8 bytes, filled up with NUL
-//	n codes, of 1 byte: what Python makes of the value of that format
+//	n formats of Python's module struct, of 8 bytes, padded with NUL
+//	n codes, of 1 byte: the Python type of the value
 //
-// From Lib/multiprocessing/shared_memory.py of CPython, class ShareableList.
-// Before 3.9 there were sizes where the offsets are, without one for the end.
+// See class ShareableList in Lib/multiprocessing/shared_memory.py of CPython.
+// Before 3.9 it had sizes in place of the offsets, without one for the end.
 const (
 	word = 8
 
-	// maxSlot is the longest room for a text: a format is at most 8 bytes.
+	// maxSlot is the size of the largest slot whose format has at most 8 bytes.
 	maxSlot = 9_999_992
 
 	codePlain, codeString, codeBytes, codeNil = 0, 1, 2, 3
@@ -71,29 +70,28 @@ const (
 	formatInt, formatFloat, formatBool, formatNil = "q", "d", "xxxxxxx?", "xxxxxx?x"
 )
 
-// Memory is where a list lies: a [*shm.Segment], or anything else of a fixed
-// size that can be read and written at an offset.
+// Memory is the memory of a list: a [*shm.Segment], or anything else of a fixed size
+// that can be read and written at an offset.
 type Memory interface {
 	io.ReaderAt
 	io.WriterAt
 	Size() int64
 }
 
-// List is a list of a fixed number of items. Its methods are safe for concurrent
-// use as far as its memory's are, but see the package comment.
+// List is a list of a fixed number of items. Its methods are safe for concurrent use
+// if those of its Memory are; see the package comment for what concurrent readers see.
 type List struct {
 	mem     Memory
 	offsets []int64 // of the slots from the beginning of the memory, and their end
 }
 
-// Marshal returns the memory of a new list of these values: of the types that
-// Get returns, or of other types of integers, of float32 or of named types of
-// all these. Python finds the list in a Headerless block of that size that it is
-// written to. As with Python's own, the block has its name for a moment before
-// it has its contents; who opens it then gets [shm.ErrCorrupt].
+// Marshal returns the bytes of a new list of values. A value has a type that Get
+// returns, another integer type, float32, or a type derived from one of these. Write
+// the bytes to a Headerless block of their size for Python to open. As with a list that
+// Python creates, the block has its name before it has its contents; a process that
+// opens it in between gets [shm.ErrCorrupt].
 //
-// The error is [fs.ErrInvalid] for a value that Python would lose, or has no
-// type for.
+// The error is [fs.ErrInvalid] for a value that Python would lose or has no type for.
 func Marshal(values ...any) ([]byte, error) {
 	items := make([]item, len(values))
 	size := word * (len(values) + 2)
@@ -103,7 +101,7 @@ func Marshal(values ...any) ([]byte, error) {
 			return nil, fmt.Errorf("shareablelist: item %d: %w", i, err)
 		}
 		if slot := items[i].slot(); slot > maxSlot {
-			return nil, fmt.Errorf("shareablelist: item %d: %w: text of %d bytes", i, fs.ErrInvalid, len(items[i].value))
+			return nil, fmt.Errorf("shareablelist: item %d: %w: %d bytes: must be less than %d", i, fs.ErrInvalid, len(items[i].value), maxSlot)
 		}
 		size += items[i].slot() + word + 1
 	}
@@ -127,8 +125,8 @@ func Marshal(values ...any) ([]byte, error) {
 	return b, nil
 }
 
-// Open returns the list in a memory. The error is [shm.ErrCorrupt] for what
-// cannot be one, also for a list of Python 3.8, or that of the memory.
+// Open returns the list in mem. The error is [shm.ErrCorrupt] if mem does not have a
+// list of Python 3.9 or later, or the error of mem.
 func Open(mem Memory) (*List, error) {
 	size := mem.Size()
 	n, err := readWord(mem, 0)
@@ -161,8 +159,8 @@ func Open(mem Memory) (*List, error) {
 func (l *List) Len() int { return len(l.offsets) - 1 }
 
 // Get returns item i: nil, a bool, an int64, a float64, a string or a []byte.
-// The error is [fs.ErrInvalid] if there is no item i, [shm.ErrCorrupt] if it is
-// not of any kind that Python writes, or that of the memory.
+// The error is [fs.ErrInvalid] if there is no item i, [shm.ErrCorrupt] if Python does
+// not write such an item, or the error of the memory.
 func (l *List) Get(i int) (any, error) {
 	if err := l.check(i); err != nil {
 		return nil, err
@@ -202,12 +200,12 @@ func (l *List) Get(i int) (any, error) {
 	return nil, l.corrupt(i, "format %q with code %d", format, code)
 }
 
-// Set sets item i to a value, as Marshal takes it. A text may be as long as the
-// room that the item was made with, see [List.Room].
+// Set sets item i to a value of a type that Marshal takes. A string or []byte has at
+// most [List.Room] bytes.
 //
-// The error is [fs.ErrInvalid] if there is no item i or for a value that Python
-// would lose or has no type for, [shm.ErrFull] for a text that is too long, or
-// that of the memory. Nothing is changed then, unless it is the memory's.
+// The error is [fs.ErrInvalid] if there is no item i or for a value that Python would
+// lose or has no type for, [shm.ErrFull] for a string or []byte that is too long, or
+// the error of the memory, with which the item may have been changed in part.
 func (l *List) Set(i int, value any) error {
 	if err := l.check(i); err != nil {
 		return err
@@ -220,7 +218,7 @@ func (l *List) Set(i int, value any) error {
 	length := word // of the value and the padding that Python writes
 	if it.text() {
 		if len(it.value) > room {
-			return fmt.Errorf("shareablelist: item %d: %w: text of %d bytes, room for %d", i, shm.ErrFull, len(it.value), room)
+			return fmt.Errorf("shareablelist: item %d: %w: %d bytes: must be at most %d", i, shm.ErrFull, len(it.value), room)
 		}
 		length = room
 	}
@@ -239,7 +237,8 @@ func (l *List) Set(i int, value any) error {
 	return nil
 }
 
-// Room returns how many bytes a text in item i can have, 0 if there is no item i.
+// Room returns how many bytes a string or []byte in item i can have, 0 if there is no
+// item i.
 func (l *List) Room(i int) int {
 	if l.check(i) != nil {
 		return 0
@@ -258,9 +257,8 @@ func (l *List) All() iter.Seq2[any, error] {
 	}
 }
 
-// Index returns the number of the first item that is equal to a value, as
-// Marshal takes it, and of its type, or -1. Errors are those of Get and of
-// Marshal.
+// Index returns the index of the first item that has the type and value of value, or
+// -1 if there is none. The errors are those of Get and Marshal.
 func (l *List) Index(value any) (int, error) {
 	found := -1
 	err := l.equal(value, func(i int) bool {
@@ -270,7 +268,8 @@ func (l *List) Index(value any) (int, error) {
 	return found, err
 }
 
-// Count returns how many items are equal to a value, as Index finds them.
+// Count returns the number of items that have the type and value of value. The errors
+// are those of Index.
 func (l *List) Count(value any) (n int, err error) {
 	err = l.equal(value, func(int) bool {
 		n++
@@ -279,7 +278,8 @@ func (l *List) Count(value any) (n int, err error) {
 	return n, err
 }
 
-// equal calls f for all items that are equal to value until it returns false.
+// equal calls f with the index of each item that has the type and value of value,
+// until f returns false.
 func (l *List) equal(value any, f func(i int) bool) error {
 	it, err := newItem(value)
 	if err != nil {
@@ -298,8 +298,8 @@ func (l *List) equal(value any, f func(i int) bool) error {
 	return nil
 }
 
-// Format returns the formats of all items, one behind the other, as the
-// attribute of that name in Python. Errors are those of the memory.
+// Format returns the formats of all items as one string, as Python's attribute format
+// does. The errors are those of the memory.
 func (l *List) Format() (string, error) {
 	var all strings.Builder
 	for i := range l.Len() {
@@ -314,7 +314,7 @@ func (l *List) Format() (string, error) {
 
 func (l *List) check(i int) error {
 	if i < 0 || i >= l.Len() {
-		return fmt.Errorf("shareablelist: %w: item %d of %d", fs.ErrInvalid, i, l.Len())
+		return fmt.Errorf("shareablelist: %w: item %d: there are %d", fs.ErrInvalid, i, l.Len())
 	}
 	return nil
 }
@@ -323,7 +323,7 @@ func (l *List) corrupt(i int, format string, args ...any) error {
 	return fmt.Errorf("shareablelist: item %d: %w: %s", i, shm.ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
-// room is no more than a format can tell, though a forged slot can be longer.
+// room is at most maxSlot, even if a slot that Python did not write is longer.
 func (l *List) room(i int) int { return int(min(l.offsets[i+1]-l.offsets[i], maxSlot)) }
 
 func (l *List) formatOffset(i int) int64 { return l.offsets[l.Len()] + int64(word*i) }
@@ -341,7 +341,7 @@ func (l *List) kind(i int) (format string, code byte, err error) {
 	return strings.TrimRight(string(b[:word]), "\x00"), b[word], nil
 }
 
-// textLength returns the number of bytes of a format "Ns", and whether it is one.
+// textLength returns N and true for a format "Ns", that of a string or []byte.
 func textLength(format string) (int, bool) {
 	digits, ok := strings.CutSuffix(format, "s")
 	n, err := strconv.ParseUint(digits, 10, 31)
@@ -350,14 +350,15 @@ func textLength(format string) (int, bool) {
 
 // item is a value as it is stored.
 type item struct {
-	format string // "s" for a text, which lacks the length
+	format string // "s", without the length, for a string or []byte
 	code   byte
 	value  []byte
 }
 
 func (it item) text() bool { return it.format == "s" }
 
-// slot is the room that Python gives a new item: a text has at least one NUL.
+// slot is the size of the slot that Python gives a new item. After a string or []byte
+// there is at least one NUL.
 func (it item) slot() int {
 	if it.text() {
 		return word * (len(it.value)/word + 1)
@@ -365,7 +366,7 @@ func (it item) slot() int {
 	return word
 }
 
-// formatBytes returns the format of a text of this length, or of another item.
+// formatBytes returns the format of the item. length is for a string or []byte.
 func (it item) formatBytes(length int) []byte {
 	format := it.format
 	if it.text() {
@@ -390,7 +391,7 @@ func newItem(value any) (item, error) {
 		return item{formatInt, codePlain, ne.AppendUint64(nil, uint64(v.Int()))}, nil
 	case v.CanUint():
 		if v.Uint() > math.MaxInt64 {
-			return item{}, fmt.Errorf("%w: %d is beyond 64 bits with a sign", fs.ErrInvalid, v.Uint())
+			return item{}, fmt.Errorf("%w: %d: must be at most %d", fs.ErrInvalid, v.Uint(), int64(math.MaxInt64))
 		}
 		return item{formatInt, codePlain, ne.AppendUint64(nil, v.Uint())}, nil
 	case v.CanFloat():
@@ -413,7 +414,7 @@ func newText(code byte, b []byte) (item, error) {
 	return item{"s", code, b}, nil
 }
 
-// same reports whether it is what the value v of a list is stored as.
+// same reports whether v, a value of a list, is stored as it.
 func same(v any, it item) bool {
 	if f, ok := v.(float64); ok && it.format == formatFloat { // 0 and -0 are equal, NaN is not
 		return f == math.Float64frombits(binary.NativeEndian.Uint64(it.value))
@@ -428,7 +429,7 @@ func readWord(mem Memory, off int64) (int64, error) {
 	return int64(binary.NativeEndian.Uint64(b[:])), err
 }
 
-// readFull returns shm.ErrCorrupt where the memory ends before b does.
+// readFull fills b from offset off. It returns shm.ErrCorrupt if the memory ends before.
 func readFull(mem Memory, b []byte, off int64) error {
 	n, err := mem.ReadAt(b, off)
 	switch {

@@ -93,7 +93,7 @@ func newConfig(opts []Option) *config {
 }
 
 // VerifyNone calls t.Error if the process has left shared memory behind so far. It
-// waits up to half a second for Segments that are about to be closed. It is not for tests
+// waits up to about a second for Segments that are about to be closed. It is not for tests
 // that run in parallel: it sees the Segments of all of them.
 func VerifyNone(t TestingT, opts ...Option) {
 	if h, ok := t.(interface{ Helper() }); ok {

@@ -1,4 +1,4 @@
-// Package blockname says what blocks can be called, for packages shm and manager.
+// Package blockname has the rules for names of blocks, for packages shm and manager.
 package blockname
 
 import (
@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Valid reports whether a block can have the name, which is to be of at most most
-// bytes: of A-Z, a-z, 0-9, '.', '_' and '-', and not a dot first.
+// Valid reports whether name is a name of a block: 1 to most bytes of A-Z, a-z, 0-9,
+// '.', '_' and '-' that do not begin with a dot.
 func Valid(name string, most int) bool {
 	ok := name != "" && len(name) <= most && name[0] != '.'
 	for _, c := range []byte(name) {
@@ -17,7 +17,7 @@ func Valid(name string, most int) bool {
 	return ok
 }
 
-// Unique makes up a name that nobody else does: 80 random bits.
+// Unique returns a random name, of 80 random bits.
 func Unique() string {
 	return "shm-" + strings.ToLower(rand.Text()[:16])
 }

@@ -1,5 +1,5 @@
-// Package raw is the only portable place of the module that imports unsafe: it
-// looks at bytes of a mapping as atomic words, and at addresses as numbers.
+// Package raw has the portable code of the module that needs unsafe: it accesses bytes
+// of a mapping as atomic words, and addresses as numbers.
 package raw
 
 import (
@@ -7,18 +7,18 @@ import (
 	"unsafe"
 )
 
-// Uint32 returns the four bytes at b[off] as an atomic word. It panics where
-// they are not all inside b; off must be a multiple of 4 and b page-aligned.
+// Uint32 returns the four bytes at b[off] as an atomic word. It panics if they are not
+// all in b. off must be a multiple of 4, and b page-aligned.
 func Uint32(b []byte, off int) *atomic.Uint32 {
 	return (*atomic.Uint32)(unsafe.Pointer(&b[off : off+4][0]))
 }
 
-// Uint64 is Uint32 for eight bytes; off must be a multiple of 8.
+// Uint64 is Uint32 for eight bytes. off must be a multiple of 8.
 func Uint64(b []byte, off int) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&b[off : off+8][0]))
 }
 
-// Index returns i such that &b[i] is addr, or -1 where addr is not in b.
+// Index returns i such that &b[i] is addr, or -1 if addr is not in b.
 func Index(b []byte, addr uintptr) int {
 	if i := addr - uintptr(unsafe.Pointer(unsafe.SliceData(b))); i < uintptr(len(b)) {
 		return int(i)
@@ -29,14 +29,14 @@ func Index(b []byte, addr uintptr) int {
 // Within reports whether p, which is not empty, begins in b.
 func Within(p, b []byte) bool { return Index(b, uintptr(unsafe.Pointer(&p[0]))) >= 0 }
 
-// Pointer returns the address of b[0] as system calls take it.
+// Pointer returns the address of b[0] for a system call.
 func Pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }
 
-// Slice returns the n bytes at p, which the caller keeps there.
+// Slice returns the n bytes at p, which must stay there as long as the slice is used.
 func Slice(p unsafe.Pointer, n int) []byte { return unsafe.Slice((*byte)(p), n) }
 
-// Unkept returns p in a form that the compiler does not move to the heap for being
-// passed to a method of an interface. The method must not keep it.
+// Unkept returns p so that passing it to a method of an interface does not make the
+// compiler move it to the heap. The method must not keep it.
 //
 //go:nocheckptr
 func Unkept(p []byte) []byte {
@@ -49,9 +49,8 @@ func Bytes(s string) []byte {
 	return unsafe.Slice(unsafe.StringData(s), len(s))
 }
 
-// Spread returns a number that tends to differ between goroutines that run at
-// the same time, and to stay the same within one: it is drawn from the address
-// of the stack. Nothing but speed may depend on it.
+// Spread returns a number, made from the address of the stack, that tends to differ
+// between goroutines and to stay the same within one. Only speed may depend on it.
 func Spread() uint32 {
 	var here byte
 	// Stacks are at least 2 KiB apart; the multiplication (Fibonacci hashing)
