@@ -341,13 +341,15 @@ func unlink(name string, only object.Object) error {
 		if err := o.TryLock(); err != nil {
 			return retryIfBusy(err)
 		}
-		if linked, err := o.Linked(); err == nil && !linked {
+		switch linked, err := o.Linked(); {
+		case err != nil:
+			return err
+		case !linked:
 			return transient(fs.ErrNotExist) // another block has the name now
-		}
-		if only != nil {
+		case only != nil:
 			return unlinkIfLinked(only)
 		}
-		return unlinkIfLinked(o)
+		return o.Unlink()
 	})
 }
 

@@ -18,7 +18,7 @@ func (w *world) isReady(p *proc) bool {
 func (w *world) beaten(p *proc) {
 	w.say("beaten")
 	p.tmp = ofd{}
-	w.enter(p, bornName)
+	w.enter(p, reapName)
 }
 
 // stepDarwin has the steps of Create that are only there on darwin.
@@ -26,10 +26,8 @@ func (w *world) stepDarwin(p *proc) {
 	switch p.pc {
 
 	case bornName: // O_CREAT and O_EXCL
-		p.creating = true
 		if w.name != 0 {
 			w.say("EEXIST")
-			w.begun(p)
 			w.enter(p, lookName)
 			break
 		}
@@ -74,7 +72,7 @@ func (w *world) stepDarwin(p *proc) {
 
 	case lookName:
 		if !w.open(&p.fd) {
-			w.leave(p, bornName)
+			w.leave(p, reapName)
 			break
 		}
 		w.enter(p, lookState)
@@ -86,7 +84,7 @@ func (w *world) stepDarwin(p *proc) {
 		case b.flags&sized != 0:
 			w.enter(p, pick(w.lacks(AbortTakesM), lookAgain, lookM))
 		case w.lacks(AbortElects):
-			p.then = bornName
+			p.then = reapName
 			w.enter(p, abortCheck)
 		default:
 			w.enter(p, lookSize)
@@ -95,13 +93,13 @@ func (w *world) stepDarwin(p *proc) {
 		w.inode(&p.fd).flags |= sized
 		w.enter(p, lookState)
 	case lookM: // busy: the creator is at work, or another like p
-		w.enterIf(p, w.lock(&p.fd, laneM), lookAgain, bornName)
+		w.enterIf(p, w.lock(&p.fd, laneM), lookAgain, reapName)
 	case lookAgain:
 		if w.inode(&p.fd).flags&ready != 0 && !w.lacks(AbortChecksReady) {
 			w.leave(p, reapName)
 			break
 		}
-		p.then = bornName
+		p.then = reapName
 		w.enter(p, pick(w.lacks(AbortChecksName), abortUnlink, abortCheck))
 	case abortCheck:
 		w.enter(p, pick(w.named(&p.fd), abortUnlink, release))

@@ -1,10 +1,15 @@
 // Package model explores the lifecycle protocol of blocks exhaustively: every
 // interleaving of the system calls of up to three processes on one name, with
-// kills between any two of them, on Linux, and on darwin where it says so. It is run by its tests and by nothing
-// else; it shares no code with the library. To see what it finds:
+// kills between any two of them, on Linux, and on darwin where it says so. It is
+// run by its tests and by nothing else.
 //
-//	go test -v ./internal/model            # tables of scenarios and of mutants
+// It shares no code with the library. TestTrace has the library and one process of
+// the model make the same calls in the same situations, and compares the steps that
+// they take: a step that is added, removed or moved on one side alone fails it.
+//
+//	go test -v ./internal/model             # tables of scenarios and of mutants
 //	go test -v ./internal/model -traces     # and the way to each violation
+//	go test -v -run TestTrace ./internal/model # the steps of each call
 //
 // protocol.go is the protocol, darwin.go what Create does on darwin alone,
 // kernel.go the little of a system that they stand on, properties.go what must be

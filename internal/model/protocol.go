@@ -189,7 +189,6 @@ func (w *world) step(p *proc) {
 		}
 
 	case createTmp: // private until the link, so one step
-		p.creating = true
 		w.tmpfile(&p.tmp, w.program()[p.call].flags())
 		if !w.lacks(CreateLocksFirst) {
 			w.lock(&p.tmp, sharedL)
@@ -197,7 +196,6 @@ func (w *world) step(p *proc) {
 		w.enter(p, createLink)
 	case createLink:
 		if !w.link(&p.tmp) {
-			w.begun(p)
 			w.enter(p, reapName)
 			break
 		}
@@ -211,14 +209,22 @@ func (w *world) step(p *proc) {
 		}
 
 	case reapName:
+		p.creating = w.program()[p.call].creates()
 		if !w.open(&p.fd) {
 			w.leave(p, done)
 			break
 		}
+		if p.creating {
+			w.begun(p)
+		}
 		w.enter(p, pick(w.Darwin, reapReady, reapAsk))
 	case reapReady:
 		w.enterIf(p, w.isReady(p), reapAsk, done)
-	case reapAsk:
+	case reapAsk: // what is persistent is not asked: reading that is no step of its own
+		if w.inode(&p.fd).flags&persistent != 0 {
+			w.leave(p, exist)
+			break
+		}
 		switch held := w.ask(&p.fd); {
 		case held&sharedL != 0 || held != 0 && w.lacks(ReapYields):
 			w.leave(p, exist)
@@ -230,12 +236,11 @@ func (w *world) step(p *proc) {
 	case reapM:
 		w.enterIf(p, w.lock(&p.fd, laneM), reapProbe, done)
 	case reapProbe:
-		switch {
-		case !w.lock(&p.fd, exclusiveL), w.inode(&p.fd).flags&persistent != 0:
-			w.leave(p, exist)
-		default:
-			w.bury(p, done)
+		if !w.lock(&p.fd, exclusiveL) { // another process has attached in the meantime
+			w.leave(p, done)
+			break
 		}
+		w.bury(p, done)
 
 	case buryMark:
 		w.inode(&p.fd).flags |= dead
@@ -296,15 +301,19 @@ func (w *world) step(p *proc) {
 			break
 		}
 		w.enter(p, pick(w.lacks(UnlinkChecksName), unlinkUnlink, unlinkCheck))
-	case unlinkCheck:
-		w.enter(p, pick(w.named(&p.tmp), unlinkUnlink, unlinkRelease))
+	case unlinkCheck: // if another block has the name now, Unlink is about that
+		named := w.named(&p.tmp)
+		p.then = pick(named, done, unlinkName)
+		w.enter(p, pick(named, unlinkUnlink, unlinkRelease))
 	case unlinkUnlink:
 		w.unlink(&p.tmp, true)
 		w.enter(p, unlinkRelease)
 	case unlinkRelease:
 		w.unlock(&p.tmp, locks)
 		w.close(&p.tmp)
-		w.enter(p, done)
+		to := p.then
+		p.then = 0
+		w.enter(p, pick(to == 0, done, to))
 
 	case release: // the explicit unlock: close(2) alone leaves the locks to a forked child
 		if !w.lacks(ExplicitUnlock) {
@@ -357,9 +366,9 @@ func (w *world) enter(p *proc, to pc) {
 	switch {
 	case to == notExist && call.creates():
 		p.met = false
-		p.pc = pick(w.Darwin, bornName, createTmp)
+		p.pc = reapName
 	case to == done && p.creating:
-		p.pc = pick(w.Darwin, bornName, createLink)
+		p.pc = pick(w.Darwin, bornName, pick(p.tmp.ino == 0, createTmp, createLink))
 	case to == exist && call.opens():
 		p.tmp, p.creating, p.met = ofd{}, false, false
 		p.pc = openName
@@ -397,7 +406,7 @@ func (w *world) begin(p *proc) {
 		p.pc = pick(w.lacks(CloseKeepsL), closeDropL, closeM)
 	case call.opens() || !call.creates():
 		p.pc = call.start()
-	default:
-		p.pc = pick(w.Darwin, bornName, createTmp)
+	default: // Create looks at what has the name before it makes anything
+		p.pc = reapName
 	}
 }

@@ -1,0 +1,602 @@
+package model
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/object"
+	"github.com/shmkit/shm/internal/posixshm"
+	"github.com/shmkit/shm/internal/standin"
+)
+
+// The model shares no code with the library. What ties them together is this
+// test: the library makes its calls in a given situation, on a System that notes
+// the steps; one process of the model makes the same calls in the same situation;
+// and the two have to take the same steps with the same outcomes. A step that is
+// missing, new, or in another place on one side alone fails the test.
+
+// steps has what a place of the model is in the contract of internal/object. Places
+// that are missing are part of the step before, or cannot be seen from outside the
+// process: a header word that is read, or is written under M and then again.
+var steps = map[pc]string{
+	openName: "Open", openM: "TryLock", openProbe: "Alone", openShare: "Join", openCheck: "Linked",
+	openCount: "count", openUnlockM: "Unlock",
+	readName: "Open", readAsk: "Others", readShare: "Join", readCheck: "Linked",
+	createTmp: "Create", createLink: "Publish",
+	reapName: "Open", reapAsk: "Others", reapM: "TryLock", reapProbe: "Alone",
+	buryMark: "stale", buryCheck: "Linked", buryUnlink: "Unlink",
+	closeM: "TryLock", closeCount: "count", closeProbe: "Alone",
+	unlinkName: "Open", unlinkM: "TryLock", unlinkCheck: "Linked", unlinkUnlink: "Unlink", unlinkRelease: "Leave",
+	release: "Leave",
+
+	// On darwin the steps within Create and Publish are those of the kernel and of
+	// the lock page.
+	bornName: "shm_open", bornSize: "ftruncate", bornM: "mutex", bornCheck: "shm_open",
+	bornHeader: "header", bornReady: "ready", bornUnlockM: "unlock",
+	lookName: "shm_open", lookSize: "ftruncate", lookM: "mutex", abortCheck: "shm_open", abortUnlink: "shm_unlink",
+}
+
+// outcome is how a step is noted of which the model says this.
+func outcome(said string) string {
+	for _, o := range [][2]string{
+		{"EAGAIN", " fails"}, {"ENOENT", " fails"}, {"EEXIST", " fails"}, {"another block or none", " fails"},
+		{"no holder", " nobody"}, {"a shared holder", " somebody"}, {"an exclusive holder", " deciding"},
+	} {
+		if strings.HasPrefix(said, o[0]) {
+			return o[1]
+		}
+	}
+	return ""
+}
+
+// A stage is what surrounds the process that is traced. There is one of the model
+// and a real one.
+type stage interface {
+	peer(persistent bool) // another process creates the block
+	dies()                // that process is killed, and another one that was attached
+	hold(locks uint8)     // yet another process has these locks
+	letGo()               // and no longer has them
+	mark()                // the block is marked stale
+	remove()              // an outsider removes the name
+	unborn(sizeToo bool)  // on darwin: a process is killed that had created the name, or its size too
+}
+
+// A play is a situation, and calls in it. What happens in the meantime is called
+// before the first, second, ... step of a kind.
+type play struct {
+	before    func(s stage)
+	calls     []Call
+	meanwhile map[string]func(s stage)
+	system    string // where it can be played; anywhere if empty
+}
+
+func (p *play) cue(s stage, count map[string]int, step string) {
+	count[step]++
+	if f := p.meanwhile[fmt.Sprint(step, " ", count[step])]; f != nil {
+		f(s)
+	}
+}
+
+// A rehearsal is a play in the model.
+type rehearsal struct{ world }
+
+func (r *rehearsal) peer(persistent bool) {
+	r.Programs[1] = []Call{pick(persistent, CreatePersistent, Create), Close}
+	r.procs[1] = proc{}
+	r.self = 1
+	for r.begin(&r.procs[1]); r.procs[1].call == 0; {
+		r.step(&r.procs[1])
+	}
+	r.self = 0
+}
+
+func (r *rehearsal) dies() {
+	r.kills++
+	r.inode(&r.procs[1].fd).count++
+	r.kill(&r.procs[1])
+	r.letGo()
+}
+
+func (r *rehearsal) hold(locks uint8) { r.loosen(ofd{r.name, locks}) }
+func (r *rehearsal) letGo()           { r.loose = [maxLoose]ofd{} }
+func (r *rehearsal) mark()            { r.inodes[r.name-1].flags |= dead }
+func (r *rehearsal) remove()          { r.rms++; r.rm() }
+
+func (r *rehearsal) unborn(sizeToo bool) {
+	var d ofd
+	r.create(&d, pick(sizeToo, sized, 0))
+	r.name = d.ino
+}
+
+// run returns the steps of the first process.
+func (p *play) rehearse(darwin bool) (trace []string) {
+	sc := &Scenario{Programs: [][]Call{p.calls, nil}, Darwin: darwin}
+	r := &rehearsal{world{Scenario: sc, choice: true}}
+	r.begin(&r.procs[0])
+	p.before(r)
+	count := map[string]int{}
+	for self := &r.procs[0]; self.pc > killed; r.tidy() {
+		at := *self
+		step := steps[at.pc]
+		if at.pc == release && at.then == reapName { // of darwin's Create
+			step = "unlock"
+		}
+		if step != "" {
+			p.cue(r, count, step)
+		}
+		r.log, r.record = nil, true
+		r.step(self)
+		r.record = false
+		switch said := string(r.log); {
+		case said == "not a block yet": // Open looks for itself
+			trace[len(trace)-1] = "Open fails"
+		case step == "" || at.pc == reapAsk && r.log == nil: // it did not ask
+		case step == "count":
+			trace = append(trace, fmt.Sprint("count ", r.inodes[at.fd.ino-1].count))
+		case step == "Create":
+			trace = append(trace, "Create", "Join", "header")
+		case step == "header":
+			trace = append(trace, "Join", "header")
+		case slices.Contains(kernelSteps, step):
+			trace = append(trace, step)
+		default:
+			trace = append(trace, step+outcome(said))
+		}
+		// What Create made and did not publish nobody sees, so that to release it is no
+		// step of the model.
+		if at.creating && at.tmp.ino != 0 && self.tmp.ino == 0 && self.fd.ino != at.tmp.ino {
+			trace = append(trace, "Leave")
+		}
+		if call := p.calls[at.call]; (self.pc == finished || self.call != at.call) && call < Close {
+			trace = append(trace, returned(call, self.fd.held&user != 0))
+		}
+	}
+	return trace
+}
+
+func returned(c Call, attached bool) string {
+	return fmt.Sprintf("%v: attached %v", c, attached)
+}
+
+// A tracer is a System that notes what is done to the object of one name.
+type tracer struct {
+	object.System
+	t     *testing.T
+	play  *play
+	name  string
+	on    bool
+	count map[string]int
+	trace []string
+
+	readOnly bool            // the process may not write to the block
+	made     *traced         // by the peer
+	others   []object.Object // that hold locks
+}
+
+func (tr *tracer) cue(step string) {
+	if tr.on {
+		tr.on = false // what others do is not noted
+		tr.play.cue(tr, tr.count, step)
+		tr.on = true
+	}
+}
+
+func (tr *tracer) note(step string, ok bool) {
+	if tr.on {
+		tr.trace = append(tr.trace, step+pick(ok, "", " fails"))
+	}
+}
+
+// A traced object is one of the name.
+type traced struct {
+	object.Object
+	tr    *tracer
+	locks uint8 // that it has
+	count uint32
+}
+
+func (tr *tracer) wrap(o object.Object) *traced {
+	d := &traced{Object: o, tr: tr}
+	d.count = d.readCount()
+	return d
+}
+
+func (tr *tracer) Create(name string, size int64, opts object.Options) (object.Object, error) {
+	var o object.Object
+	err := tr.steps("Create", func() (err error) {
+		o, err = tr.System.Create(name, size, opts)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	d := tr.wrap(o)
+	if tr.kernel() != nil {
+		d.locks = laneM
+	}
+	if !tr.on {
+		tr.made = d
+	}
+	return d, nil
+}
+
+func (tr *tracer) Open(name string, write bool) (object.Object, error) {
+	if write && tr.readOnly {
+		return nil, fs.ErrPermission
+	}
+	tr.cue("Open")
+	o, err := tr.System.Open(name, write)
+	tr.note("Open", err == nil)
+	if err != nil {
+		return nil, err
+	}
+	return tr.wrap(o), nil
+}
+
+// List has Reap look at the one name, whether it is there or not.
+func (tr *tracer) List(f func(name string) bool) error {
+	f(tr.name)
+	return nil
+}
+
+// kernel returns the stand-in for darwin's, nil on Linux.
+func (tr *tracer) kernel() *standin.Kernel {
+	if s, ok := tr.System.(*posixshm.System); ok {
+		return s.Kernel().(*standin.Kernel)
+	}
+	return nil
+}
+
+// kernelSteps are what is noted of the steps of darwin's kernel, and of the lock page.
+var kernelSteps = []string{"shm_open", "ftruncate", "mutex", "ready", "unlock", "shm_unlink"}
+
+// steps notes a step, f, of the System, or on darwin the steps that it consists of.
+func (tr *tracer) steps(name string, f func() error) error {
+	k := tr.kernel()
+	if k == nil || !tr.on {
+		tr.cue(name)
+		err := f()
+		tr.note(name, err == nil)
+		return err
+	}
+	k.BeforeStep = func(what string) {
+		if slices.Contains(kernelSteps, what) {
+			tr.cue(what)
+			tr.note(what, true)
+		}
+	}
+	defer func() { k.BeforeStep = nil }()
+	return f()
+}
+
+func (d *traced) readCount() uint32 {
+	b := make([]byte, 4)
+	d.Object.ReadAt(b, 128)
+	return binary.NativeEndian.Uint32(b)
+}
+
+// step notes a change of the count, which the object does not see, and then calls
+// f, which is the step.
+func (d *traced) step(name string, f func() bool) {
+	if n := d.readCount(); n != d.count {
+		d.count = n
+		d.tr.cue("count")
+		d.tr.note(fmt.Sprint("count ", n), true)
+	}
+	d.tr.cue(name)
+	d.tr.note(name, f())
+}
+
+func (d *traced) Publish() error {
+	if d.tr.kernel() != nil {
+		d.locks &^= laneM
+	}
+	return d.tr.steps("Publish", d.Object.Publish)
+}
+
+func (d *traced) TryLock() (err error) {
+	d.step("TryLock", func() bool { err = d.Object.TryLock(); return err == nil })
+	d.locks |= pick(err == nil, laneM, 0)
+	return err
+}
+
+func (d *traced) Unlock() {
+	if d.locks&laneM != 0 {
+		d.step("Unlock", func() bool { d.Object.Unlock(); return true })
+		d.locks &^= laneM
+	}
+}
+
+func (d *traced) Join() (err error) {
+	d.step("Join", func() bool { err = d.Object.Join(); return err == nil })
+	d.locks |= pick(err == nil, laneL, 0)
+	return err
+}
+
+func (d *traced) Alone() (is bool, err error) {
+	d.step("Alone", func() bool { is, err = d.Object.Alone(); return is })
+	d.locks |= pick(is, laneL, 0)
+	return is, err
+}
+
+func (d *traced) Others() (p object.Presence, err error) {
+	d.tr.cue("Others")
+	p, err = d.Object.Others()
+	d.tr.note("Others "+[]string{"nobody", "somebody", "deciding"}[p], true)
+	return p, err
+}
+
+func (d *traced) Linked() (is bool, err error) {
+	d.step("Linked", func() bool { is, err = d.Object.Linked(); return is })
+	return is, err
+}
+
+func (d *traced) Unlink() (err error) {
+	d.step("Unlink", func() bool { err = d.Object.Unlink(); return err == nil })
+	return err
+}
+
+// WriteAt is for the header before the block is published, and for its state.
+func (d *traced) WriteAt(p []byte, off int64) (n int, err error) {
+	switch off {
+	case 0:
+		d.step("header", func() bool { n, err = d.Object.WriteAt(p, off); return err == nil })
+		d.count = d.readCount()
+	case 64:
+		d.step("stale", func() bool { n, err = d.Object.WriteAt(p, off); return err == nil })
+	default:
+		d.tr.t.Errorf("WriteAt offset %d", off)
+	}
+	return n, err
+}
+
+// Leave is no step where there is nothing to release.
+func (d *traced) Leave() {
+	if d.locks == 0 {
+		d.Object.Leave()
+		return
+	}
+	d.step("Leave", func() bool { d.Object.Leave(); return true })
+	d.locks = 0
+}
+
+func (d *traced) Close() {
+	if d.locks != 0 {
+		d.tr.note("Close with locks", true)
+	}
+	d.Object.Close()
+}
+
+func (tr *tracer) peer(persistent bool) {
+	seg := must(shm.Create(tr.name, 100, options(persistent)...))
+	tr.t.Cleanup(func() { seg.Close() })
+}
+
+func (tr *tracer) dies() {
+	must(tr.made.Object.WriteAt(binary.NativeEndian.AppendUint32(nil, tr.made.readCount()+1), 128))
+	tr.made.Object.Leave()
+}
+
+func (tr *tracer) hold(locks uint8) {
+	o := must(tr.System.Open(tr.name, true))
+	tr.others = append(tr.others, o)
+	if locks&laneM != 0 {
+		must(0, o.TryLock())
+	}
+	if locks&sharedL != 0 {
+		must(0, o.Join())
+	}
+	if locks&exclusiveL != 0 {
+		must(o.Alone())
+	}
+}
+
+func (tr *tracer) letGo() {
+	for _, o := range tr.others {
+		o.Leave()
+		o.Close()
+	}
+	tr.others = nil
+}
+
+func (tr *tracer) mark() {
+	tr.with(func(o object.Object) { must(o.WriteAt(binary.NativeEndian.AppendUint32(nil, 2), 64)) })
+}
+
+func (tr *tracer) remove() {
+	tr.with(func(o object.Object) { must(0, o.Unlink()) })
+}
+
+func (tr *tracer) with(f func(o object.Object)) {
+	o := must(tr.System.Open(tr.name, true))
+	defer o.Close()
+	f(o)
+}
+
+func (tr *tracer) unborn(sizeToo bool) {
+	const birthMark = 0o1000 // see package posixshm
+	fd := must(tr.kernel().ShmOpen("/"+tr.name, os.O_RDWR|os.O_CREATE|os.O_EXCL, birthMark|0o600))
+	defer tr.kernel().Close(fd)
+	if sizeToo {
+		must(0, tr.kernel().Truncate(fd, 1<<16))
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func options(persistent bool) (opts []shm.Option) {
+	if persistent {
+		opts = append(opts, shm.Persistent())
+	}
+	return opts
+}
+
+// perform is the play with the library, on a System.
+func (p *play) perform(t *testing.T, system object.System) []string {
+	previous := object.Current
+	tr := &tracer{System: system, t: t, play: p, name: fmt.Sprintf("trace-%d", os.Getpid()), count: map[string]int{}}
+	object.Current = tr
+	t.Cleanup(func() {
+		shm.Unlink(tr.name)
+		object.Current = previous
+	})
+	p.before(tr)
+	var seg *shm.Segment
+	for _, c := range p.calls {
+		tr.on, tr.readOnly = true, c == OpenReadOnly
+		var err error
+		switch c {
+		case Open:
+			seg, err = shm.Open(tr.name)
+		case OpenReadOnly:
+			seg, err = shm.Open(tr.name, shm.ReadOnly())
+		case Create, CreatePersistent:
+			seg, err = shm.Create(tr.name, 100, options(c == CreatePersistent)...)
+		case OpenOrCreate, OpenOrCreatePersistent:
+			seg, _, err = shm.OpenOrCreate(tr.name, 100, options(c == OpenOrCreatePersistent)...)
+		case Close:
+			if seg != nil {
+				err = seg.Close()
+			}
+		case Reap:
+			_, err = shm.Reap()
+		case Unlink:
+			err = shm.Unlink(tr.name)
+		}
+		tr.on = false
+		if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+		if c < Close {
+			tr.trace = append(tr.trace, returned(c, err == nil))
+		}
+	}
+	tr.letGo()
+	return tr.trace
+}
+
+// plays has every call in every situation, and what can come in between.
+func plays() map[string]play {
+	list := map[string]play{}
+	for name, before := range map[string]func(s stage){
+		"no block":                            func(stage) {},
+		"block":                               func(s stage) { s.peer(false) },
+		"stale block":                         func(s stage) { s.peer(false); s.dies() },
+		"persistent block":                    func(s stage) { s.peer(true) },
+		"persistent block without attachment": func(s stage) { s.peer(true); s.dies() },
+	} {
+		for c := Open; c <= Unlink; c++ {
+			if c != Close {
+				list[fmt.Sprint(c, ", ", name)] = play{before: before, calls: []Call{c, Close}}
+			}
+		}
+	}
+	nothing := func(stage) {}
+	block := func(s stage) { s.peer(false) }
+	stale := func(s stage) { s.peer(false); s.dies() }
+	locked := func(s stage) { s.peer(false); s.hold(laneM) }
+	staleLocked := func(s stage) { stale(s); s.hold(laneM) }
+	staleDeciding := func(s stage) { stale(s); s.hold(laneM | exclusiveL) }
+	marked := func(s stage) { block(s); s.mark() }
+	letGo, remove := stage.letGo, stage.remove
+	maps.Copy(list, map[string]play{
+		"Open, M is held": {before: locked, calls: []Call{Open, Close},
+			meanwhile: map[string]func(stage){"Open 2": letGo}},
+		"Open, the name goes": {before: block, calls: []Call{Open, Close},
+			meanwhile: map[string]func(stage){"Linked 1": remove}},
+		"Open, the name of a stale block goes": {before: stale, calls: []Call{Open, Close},
+			meanwhile: map[string]func(stage){"Linked 1": remove}},
+		"Open, marked stale": {before: marked, calls: []Call{Open, Close},
+			meanwhile: map[string]func(stage){"Open 2": remove}},
+
+		"OpenReadOnly, another decides": {before: staleDeciding, calls: []Call{OpenReadOnly, Close},
+			meanwhile: map[string]func(stage){"Others 2": letGo}, system: "linux"},
+		"OpenReadOnly, another decides after all": {before: block, calls: []Call{OpenReadOnly, Close},
+			meanwhile: map[string]func(stage){
+				"Join 1": func(s stage) { s.dies(); s.hold(laneM | exclusiveL) },
+				"Open 2": letGo,
+			}, system: "linux"},
+		"OpenReadOnly, the name goes": {before: block, calls: []Call{OpenReadOnly, Close},
+			meanwhile: map[string]func(stage){"Linked 1": remove}},
+		"OpenReadOnly, marked stale": {before: marked, calls: []Call{OpenReadOnly, Close},
+			meanwhile: map[string]func(stage){"Open 2": remove}},
+
+		"Create, a block comes": {before: nothing, calls: []Call{Create, Close},
+			meanwhile: map[string]func(stage){"Publish 1": block, "shm_open 1": block}},
+		"Create, a stale block comes": {before: nothing, calls: []Call{Create, Close},
+			meanwhile: map[string]func(stage){"Publish 1": stale, "shm_open 1": stale}},
+		"Create, M of a stale block is held": {before: staleLocked, calls: []Call{Create, Close},
+			meanwhile: map[string]func(stage){"TryLock 3": letGo}},
+		"Create, another decides": {before: staleDeciding, calls: []Call{Create, Close},
+			meanwhile: map[string]func(stage){"Others 3": letGo}, system: "linux"},
+		"Create, abandoned without size": {before: func(s stage) { s.unborn(false) }, calls: []Call{Create, Close}, system: "darwin"},
+		"Create, abandoned with size":    {before: func(s stage) { s.unborn(true) }, calls: []Call{Create, Close}, system: "darwin"},
+
+		"OpenOrCreate, a block comes": {before: nothing, calls: []Call{OpenOrCreate, Close},
+			meanwhile: map[string]func(stage){"Publish 1": block, "shm_open 1": block}},
+
+		"Close, M is held": {before: nothing, calls: []Call{Create, Close},
+			meanwhile: map[string]func(stage){
+				"TryLock 1": func(s stage) { s.hold(laneM) },
+				"TryLock 2": letGo,
+			}},
+		"Close, another joins": {before: nothing, calls: []Call{Create, Close},
+			meanwhile: map[string]func(stage){"Alone 1": func(s stage) { s.hold(sharedL) }}, system: "linux"},
+		"Close, the name goes": {before: nothing, calls: []Call{Create, Close},
+			meanwhile: map[string]func(stage){"Alone 1": remove}},
+
+		"Reap, M is held":       {before: staleLocked, calls: []Call{Reap}},
+		"Reap, another decides": {before: staleDeciding, calls: []Call{Reap}, system: "linux"},
+		"Reap, another joins": {before: stale, calls: []Call{Reap},
+			meanwhile: map[string]func(stage){"TryLock 1": func(s stage) { s.hold(sharedL) }}},
+		"Reap, the name goes": {before: stale, calls: []Call{Reap},
+			meanwhile: map[string]func(stage){"Linked 1": remove}},
+
+		"Unlink, M is held": {before: locked, calls: []Call{Unlink},
+			meanwhile: map[string]func(stage){"Open 2": letGo}},
+		"Unlink, the name goes": {before: block, calls: []Call{Unlink},
+			meanwhile: map[string]func(stage){"Linked 1": remove}},
+		"Unlink, the name goes to another block": {before: block, calls: []Call{Unlink},
+			meanwhile: map[string]func(stage){"Linked 1": func(s stage) { s.remove(); s.peer(false) }}},
+	})
+	return list
+}
+
+// TestTrace plays everything on both sides.
+func TestTrace(t *testing.T) {
+	must(shm.Create("", 1)).Close() // the first looks at all names that there are
+	dir := must(os.MkdirTemp("/dev/shm", ".trace-"))
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	darwin := posixshm.New(&standin.Kernel{Dir: dir})
+	darwin.Grace = -1
+	for name, system := range map[string]object.System{"linux": object.Current, "darwin": darwin} {
+		if name == "linux" && standin.Used() != nil {
+			continue
+		}
+		for what, play := range plays() {
+			if play.system != "" && play.system != name || name == "darwin" && slices.Contains(play.calls, OpenReadOnly) {
+				continue
+			}
+			t.Run(name+"/"+what, func(t *testing.T) {
+				real, model := play.perform(t, system), play.rehearse(name == "darwin")
+				t.Log(strings.Join(real, ", "))
+				if !slices.Equal(real, model) {
+					t.Errorf("steps of the library:\n%s\nsteps of the model:\n%s", strings.Join(real, "\n"), strings.Join(model, "\n"))
+				}
+			})
+		}
+	}
+}
