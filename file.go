@@ -67,17 +67,15 @@ func anonymous(size int64, c config) (*attachment, error) {
 // file and is not permitted to open the block, or [errors.ErrUnsupported]: on Linux
 // if that takes /proc and /proc is not mounted, and on darwin for a ReadOnly Segment
 // of a block that is anonymous or unlinked.
-func (s *Segment) File() (*os.File, error) {
-	h, token, err := s.enter("file")
-	if err != nil {
-		return nil, err
-	}
-	defer h.leave(token)
-	fd, err := h.obj.Descriptor(h.readOnly)
-	if err != nil {
-		return nil, pathError("file", h.name, err)
-	}
-	return os.NewFile(fd, h.name), nil
+func (s *Segment) File() (f *os.File, err error) {
+	err = s.use("file", func(h *handle) error {
+		fd, err := h.obj.Descriptor(h.readOnly)
+		if err == nil {
+			f = os.NewFile(fd, h.name)
+		}
+		return pathError("file", h.name, err)
+	})
+	return f, err
 }
 
 // FromFile attaches to the block that f is open on. It uses a descriptor of its own;

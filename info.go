@@ -95,19 +95,10 @@ func (i *Info) UnmarshalJSON(data []byte) error {
 }
 
 func newInfo(name string, obj object.Stat, l layout) Info {
-	return Info{
-		Name:       name,
-		Cap:        l.capacity,
-		Linked:     true,
-		Persistent: l.persistent(),
-		Sparse:     l.sparse(),
-		Owner:      obj.Owner,
-		Mode:       obj.Mode,
-		ModTime:    obj.ModTime,
-		Created:    l.created,
-		Creator:    l.creator,
-		ID:         l.id,
-	}
+	i := newRawInfo(name, obj)
+	i.Headerless, i.Persistent, i.Sparse = false, l.persistent(), l.sparse()
+	i.Cap, i.Created, i.Creator, i.ID = l.capacity, l.created, l.creator, l.id
+	return i
 }
 
 func newRawInfo(name string, obj object.Stat) Info {
@@ -135,17 +126,15 @@ func (i *Info) setWords(h header) {
 //
 // The error is [ErrFault] if another program has truncated the block so far that the
 // header is lost, or [fs.ErrClosed].
-func (s *Segment) Stat() (fs.FileInfo, error) {
-	h, token, err := s.enter("stat")
-	if err != nil {
-		return nil, err
-	}
-	defer h.leave(token)
-	info, err := h.stat()
-	if err != nil {
-		return nil, pathError("stat", h.name, err)
-	}
-	return fileInfo{info}, nil
+func (s *Segment) Stat() (fi fs.FileInfo, err error) {
+	err = s.use("stat", func(h *handle) error {
+		info, err := h.stat()
+		if err == nil {
+			fi = fileInfo{info}
+		}
+		return pathError("stat", h.name, err)
+	})
+	return fi, err
 }
 
 func (a *attachment) stat() (*Info, error) {

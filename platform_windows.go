@@ -64,7 +64,7 @@ func lifeName(section string) string { return section + "!life" }
 func init() { object.SetDefault(sections{}) }
 
 // sections implements [object.System].
-type sections struct{}
+type sections struct{ object.NoMemory }
 
 func (sections) Limits() object.Limits {
 	return object.Limits{
@@ -80,6 +80,7 @@ var ntQueryObject = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtQueryObject
 // sectionObject implements [object.Object]. It is a section with a view of all of
 // it, which lasts as long as the handle unless Map has passed it on.
 type sectionObject struct {
+	object.NoFiles
 	name     string // of the block
 	section  string // name of the section, "" for an anonymous block
 	handle   windows.Handle
@@ -297,17 +298,11 @@ func (o *sectionObject) Unlink() error {
 	return o.setMark(unlinkedMark)
 }
 
-func (sections) CreateMemory(int64) (uintptr, error) { return 0, errors.ErrUnsupported }
-
 func (sections) MemorySize(fd uintptr) (int64, error) { return section.Size(windows.Handle(fd)) }
 
 func (sections) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
 	own, err := section.Duplicate(windows.Handle(fd), readOnly)
 	return uintptr(own), err
-}
-
-func (sections) Adopt(uintptr, int64, bool) (object.Object, error) {
-	return nil, errors.ErrUnsupported
 }
 
 // CreateAnonymous implements [object.System]: the memory of a section is always
@@ -439,13 +434,6 @@ func moved(n uintptr, err error) (int, error) {
 		err = nil
 	}
 	return int(n), err
-}
-
-// Punch implements [object.Object]: memory of a section cannot be given back.
-func (o *sectionObject) Punch(off, n int64) error { return errors.ErrUnsupported }
-
-func (o *sectionObject) ReceiveFrom(uintptr, int64, int) (int, error) {
-	return 0, errors.ErrUnsupported
 }
 
 func (o *sectionObject) Lockable() error {

@@ -153,14 +153,12 @@ func (s *Segment) WriteByte(c byte) error {
 // An offset beyond Size, or beyond Cap, is allowed: a Read there returns [io.EOF].
 // The error is [fs.ErrInvalid] if the new offset would be negative or too large, or
 // for an unknown whence, [fs.ErrClosed], or [ErrFault] with SeekEnd.
-func (s *Segment) Seek(offset int64, whence int) (int64, error) {
-	h, token, err := s.enter("seek")
-	if err != nil {
-		return 0, err
-	}
-	defer h.leave(token)
-	off, err := h.seek(offset, whence)
-	return off, pathError("seek", h.name, err)
+func (s *Segment) Seek(offset int64, whence int) (off int64, err error) {
+	err = s.use("seek", func(h *handle) error {
+		off, err = h.seek(offset, whence)
+		return pathError("seek", h.name, err)
+	})
+	return off, err
 }
 
 func (h *handle) seek(offset int64, whence int) (int64, error) {

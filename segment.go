@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -60,6 +61,16 @@ func (h *handle) leave(token gate.Token) {
 	runtime.KeepAlive(h) // the collector must not find a handle in use dropped
 }
 
+// use calls f between enter and leave. It returns the error of f, or that of enter.
+func (s *Segment) use(op string, f func(h *handle) error) error {
+	h, token, err := s.enter(op)
+	if err != nil {
+		return err
+	}
+	defer h.leave(token)
+	return f(h)
+}
+
 // quick reports whether a call that only copies a few bytes need not pass the gate.
 // Such a call must keep the handle alive until it returns.
 func (h *handle) quick() bool { return h != nil && h.pass.Load() == passQuick }
@@ -106,14 +117,15 @@ func (s *Segment) String() string {
 	case s.h == nil:
 		return "Segment <zero>"
 	}
-	switch size, state := s.state(); state {
-	case stateOpen:
-		return fmt.Sprintf("Segment %q (%d of %d bytes)", s.Name(), size, s.Cap())
+	size, state := s.state()
+	about := fmt.Sprintf("%d of %d bytes", size, s.Cap())
+	switch state {
 	case stateClosed:
-		return fmt.Sprintf("Segment %q (%d bytes, %s)", s.Name(), s.Cap(), state)
-	default:
-		return fmt.Sprintf("Segment %q (%d of %d bytes, %s)", s.Name(), size, s.Cap(), state)
+		about = fmt.Sprintf("%d bytes, %s", s.Cap(), state)
+	case stateReadOnly:
+		about += ", " + state
 	}
+	return fmt.Sprintf("Segment %q (%s)", s.Name(), about)
 }
 
 // LogValue implements [slog.LogValuer]. It returns a group of name, size, cap and
@@ -135,16 +147,15 @@ const (
 )
 
 func (s *Segment) state() (size int64, state string) {
-	h, token, err := s.enter("string")
-	if err != nil {
-		return 0, stateClosed
-	}
-	defer h.leave(token)
-	size, _ = h.size()
-	if h.readOnly {
-		return size, stateReadOnly
-	}
-	return size, stateOpen
+	state = stateClosed
+	s.use("string", func(h *handle) (err error) {
+		size, err = h.size()
+		if state = stateOpen; h.readOnly {
+			state = stateReadOnly
+		}
+		return err
+	})
+	return size, state
 }
 
 // Cap returns the number of bytes that the block can hold, which never changes. It
@@ -159,7 +170,7 @@ func (s *Segment) Cap() int64 {
 // Size returns the number of bytes that the block holds at this moment. It returns
 // 0 if the Segment is closed, or if another program has truncated the block so far
 // that the header is lost.
-func (s *Segment) Size() int64 {
+func (s *Segment) Size() (size int64) {
 	if s == nil {
 		return 0
 	}
@@ -170,13 +181,11 @@ func (s *Segment) Size() int64 {
 			return size
 		}
 	}
-	h, token, err := s.enter("size")
-	if err != nil {
-		return 0
-	}
-	defer h.leave(token)
-	h.decideQuick()
-	size, _ := h.size()
+	s.use("size", func(h *handle) (err error) {
+		h.decideQuick()
+		size, err = h.size()
+		return err
+	})
 	return size
 }
 
@@ -185,14 +194,10 @@ func (s *Segment) Size() int64 {
 // processes that were killed are counted until the block ends, and attachments
 // without permission to write are not counted. Refs returns 0 for a Headerless
 // block, and if the Segment is closed.
-func (s *Segment) Refs() int {
-	h, token, err := s.enter("refs")
-	if err != nil {
-		return 0
-	}
-	defer h.leave(token)
-	refs := 0
-	h.words(func(w header) { refs = w.refs() })
+func (s *Segment) Refs() (refs int) {
+	s.use("refs", func(h *handle) error {
+		return h.words(func(w header) { refs = w.refs() })
+	})
 	return refs
 }
 
@@ -210,12 +215,7 @@ func (s *Segment) Refs() int {
 // Headerless block, or [ErrBusy] if other processes keep changing Size for two
 // seconds.
 func (s *Segment) Truncate(n int64) error {
-	h, token, err := s.enter("truncate")
-	if err != nil {
-		return err
-	}
-	defer h.leave(token)
-	return pathError("truncate", h.name, h.truncate(n))
+	return s.use("truncate", func(h *handle) error { return pathError("truncate", h.name, h.truncate(n)) })
 }
 
 func (a *attachment) truncate(n int64) error {
@@ -276,20 +276,14 @@ func (a *attachment) clear(from, to, written int64) {
 // addresses do not stay unused if the Segment alone is larger than that, if the
 // process has a limit on its address space (RLIMIT_AS), on 32-bit systems, or on
 // Windows. Once they are in use again, the slice reads and writes what is there.
-func (s *Segment) Bytes() []byte {
-	h, token, err := s.enter("bytes")
-	if err != nil {
-		return nil
-	}
-	defer h.leave(token)
-	var b []byte
-	h.guard(func() error {
-		b = h.expose()
-		return nil
+func (s *Segment) Bytes() (b []byte) {
+	s.use("bytes", func(h *handle) error {
+		return h.guard(func() error {
+			b = h.expose()
+			h.lent.Store(true)
+			return nil
+		})
 	})
-	if b != nil {
-		h.lent.Store(true)
-	}
 	return b
 }
 
@@ -313,21 +307,14 @@ func (a *attachment) expose() []byte {
 //
 // View returns [fs.ErrClosed], without calling f, if the Segment is closed.
 func (s *Segment) View(f func(b []byte) error) error {
-	h, token, err := s.enter("view")
-	if err != nil {
-		return err
-	}
-	defer h.leave(token)
-	// The error of f is returned as it is; only errors of View are a PathError.
-	var own error
-	err = h.guard(func() error {
-		own = f(h.expose())
-		return nil
+	return s.use("view", func(h *handle) (own error) {
+		err := h.guard(func() error {
+			own = f(h.expose())
+			return nil
+		})
+		// The error of f is returned as it is; only errors of View are a PathError.
+		return cmp.Or(pathError("view", h.name, err), own)
 	})
-	if err != nil {
-		return pathError("view", h.name, err)
-	}
-	return own
 }
 
 // Unlink removes the block's name immediately. No process can open the block any
@@ -338,16 +325,13 @@ func (s *Segment) View(f func(b []byte) error) error {
 // [fs.ErrPermission], [ErrBusy], [fs.ErrClosed], or [errors.ErrUnsupported] for a
 // Headerless block on Windows.
 func (s *Segment) Unlink() error {
-	h, token, err := s.enter("unlink")
-	if err != nil {
-		return err
-	}
-	defer h.leave(token)
-	err = h.unlink()
-	if err == nil {
-		leaks.Unlinked(h.name)
-	}
-	return pathError("unlink", h.name, err)
+	return s.use("unlink", func(h *handle) error {
+		err := h.unlink()
+		if err == nil {
+			leaks.Unlinked(h.name)
+		}
+		return pathError("unlink", h.name, err)
+	})
 }
 
 var _ interface {

@@ -190,7 +190,7 @@ func (s *Segment) readFromConn(c syscall.RawConn, limit int64) (n int64, err err
 		if limited {
 			most = min(most, left)
 		}
-		got, failure = s.fill(fd, most)
+		got, failure = s.atOffset("write", func(h *handle) (int, error) { return h.fill(fd, most) })
 		return failure != errWouldBlock
 	}
 	return untilEOF(func() (int, error) {
@@ -219,15 +219,21 @@ func untilEOF(step func() (int, error)) (n int64, err error) {
 	}
 }
 
+// atOffset calls move, which moves bytes at the offset, and moves the offset by as
+// many.
+func (s *Segment) atOffset(op string, move func(h *handle) (int, error)) (n int, err error) {
+	err = s.use(op, func(h *handle) error {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		n, err = move(h)
+		h.off += int64(n)
+		return err
+	})
+	return n, err
+}
+
 // fill reads at most most bytes from fd to the offset.
-func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
-	h, token, err := s.enter("write")
-	if err != nil {
-		return 0, err
-	}
-	defer h.leave(token)
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (h *handle) fill(fd uintptr, most int64) (n int, err error) {
 	if !pollable(fd) {
 		return 0, errNotPollable
 	}
@@ -245,13 +251,10 @@ func (s *Segment) fill(fd uintptr, most int64) (n int, err error) {
 		return 0, pathError("write", h.name, err)
 	}
 	if n, err = h.receive(fd, room); n > 0 {
-		h.off += int64(n)
-		if unpublished := h.publishSize(h.off); err == nil {
-			err = unpublished
-		}
+		err = cmp.Or(err, h.publishSize(h.off+int64(n)))
 	}
 	if errors.Is(err, ErrFault) {
-		err = pathError("write", h.name, h.faultReason(h.start+h.off))
+		err = pathError("write", h.name, h.faultReason(h.start+h.off+int64(n)))
 	}
 	return n, err
 }
@@ -284,7 +287,7 @@ func (s *Segment) writeToConn(c syscall.RawConn) (n int64, err error) {
 	var put int
 	var failure error
 	write := func(fd uintptr) bool {
-		put, failure = s.drain(fd)
+		put, failure = s.atOffset("read", func(h *handle) (int, error) { return h.drain(fd) })
 		return failure != errWouldBlock
 	}
 	return untilEOF(func() (int, error) {
@@ -295,14 +298,7 @@ func (s *Segment) writeToConn(c syscall.RawConn) (n int64, err error) {
 }
 
 // drain writes bytes at the offset to fd. It returns io.EOF if there are none.
-func (s *Segment) drain(fd uintptr) (n int, err error) {
-	h, token, err := s.enter("read")
-	if err != nil {
-		return 0, err
-	}
-	defer h.leave(token)
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (h *handle) drain(fd uintptr) (n int, err error) {
 	if !pollable(fd) {
 		return 0, errNotPollable
 	}
@@ -317,7 +313,6 @@ func (s *Segment) drain(fd uintptr) (n int, err error) {
 	if errors.Is(err, ErrFault) {
 		n, err = h.aroundMapping(part, write)
 	}
-	h.off += int64(n)
 	return n, err
 }
 
@@ -346,18 +341,13 @@ func isHash(w io.Writer) bool {
 
 // writeToHash has w read from the mapping.
 func (s *Segment) writeToHash(w io.Writer) (n int64, err error) {
-	return untilEOF(func() (int, error) { return s.hashNext(w) })
+	return untilEOF(func() (int, error) {
+		return s.atOffset("read", func(h *handle) (int, error) { return h.hashNext(w) })
+	})
 }
 
 // hashNext has w read bytes at the offset. It returns io.EOF if there are none.
-func (s *Segment) hashNext(w io.Writer) (n int, err error) {
-	h, token, err := s.enter("read")
-	if err != nil {
-		return 0, err
-	}
-	defer h.leave(token)
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (h *handle) hashNext(w io.Writer) (n int, err error) {
 	part, err := h.next()
 	if err != nil {
 		return 0, err
@@ -372,7 +362,6 @@ func (s *Segment) hashNext(w io.Writer) (n int, err error) {
 	} else if err = h.guard(func() error { n, err = w.Write(part); return err }); err != nil {
 		err = pathError("read", h.name, err)
 	}
-	h.off += int64(n)
 	return n, err
 }
 
@@ -403,10 +392,5 @@ func (h *handle) aroundMapping(part []byte, write func([]byte) (int, error)) (in
 
 // unread moves the offset back by n bytes that were read and not delivered.
 func (s *Segment) unread(n int) {
-	if h, token, err := s.enter("seek"); err == nil {
-		h.mu.Lock()
-		h.off = max(h.off-int64(n), 0)
-		h.mu.Unlock()
-		h.leave(token)
-	}
+	s.atOffset("seek", func(h *handle) (int, error) { return -int(min(int64(n), h.off)), nil })
 }

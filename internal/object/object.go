@@ -266,20 +266,32 @@ type Stat struct {
 	Owner   int         // user id, -1 where there is no such thing
 }
 
+// NoMemory is embedded by a System whose processes do not create memory for each
+// other.
+type NoMemory struct{}
+
+func (NoMemory) CreateMemory(int64) (uintptr, error)        { return 0, errors.ErrUnsupported }
+func (NoMemory) Adopt(uintptr, int64, bool) (Object, error) { return nil, errors.ErrUnsupported }
+
+// NoFiles is embedded by an Object that has no calls to move bytes and release
+// memory past its mapping.
+type NoFiles struct{}
+
+func (NoFiles) ReceiveFrom(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
+func (NoFiles) Punch(off, n int64) error                     { return errors.ErrUnsupported }
+
 // Unsupported is the System where there is none.
-type Unsupported struct{}
+type Unsupported struct{ NoMemory }
 
 func (Unsupported) Limits() Limits                                 { return Limits{MaxName: 255, HeaderLength: os.Getpagesize()} }
 func (Unsupported) Create(string, int64, Options) (Object, error)  { return nil, errors.ErrUnsupported }
 func (Unsupported) CreateAnonymous(int64, bool) (Object, error)    { return nil, errors.ErrUnsupported }
-func (Unsupported) CreateMemory(int64) (uintptr, error)            { return 0, errors.ErrUnsupported }
 func (Unsupported) MemorySize(uintptr) (int64, error)              { return 0, errors.ErrUnsupported }
 func (Unsupported) DuplicateMemory(uintptr, bool) (uintptr, error) { return 0, errors.ErrUnsupported }
-func (Unsupported) Adopt(uintptr, int64, bool) (Object, error)     { return nil, errors.ErrUnsupported }
 func (Unsupported) Open(string, bool) (Object, error)              { return nil, errors.ErrUnsupported }
 func (Unsupported) FromFD(uintptr) (Object, error)                 { return nil, errors.ErrUnsupported }
 func (Unsupported) UnlinkUnopened(string) error                    { return errors.ErrUnsupported }
 func (Unsupported) List(func(string) bool) error                   { return errors.ErrUnsupported }
-func (Unsupported) Revocable() int64                               { return 0 }
 func (Unsupported) Unmap([]byte)                                   {}
 func (Unsupported) Revoke([]byte) error                            { return errors.ErrUnsupported }
+func (Unsupported) Revocable() int64                               { return 0 }

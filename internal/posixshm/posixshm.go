@@ -58,6 +58,7 @@ const (
 
 // A System implements [object.System].
 type System struct {
+	object.NoMemory
 	kernel Kernel
 
 	// Grace is how long Create waits for another creator of the name, which takes
@@ -104,6 +105,7 @@ func (s *System) Limits() object.Limits {
 
 // A handle is an Object.
 type handle struct {
+	object.NoFiles
 	sys      *System
 	fd       int
 	name     string
@@ -391,11 +393,6 @@ func (h *handle) WriteAt(p []byte, off int64) (int, error) {
 	return copy(h.head[off:], p), nil
 }
 
-func (h *handle) ReceiveFrom(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
-
-// Punch implements [object.Object]: memory is given back with the object only.
-func (h *handle) Punch(off, n int64) error { return errors.ErrUnsupported }
-
 // Lockable implements [object.Locks]: an object without lock page is never taken
 // for a block with a name.
 func (h *handle) Lockable() error {
@@ -483,8 +480,6 @@ func (s *System) CreateAnonymous(size int64, _ bool) (object.Object, error) {
 	return h, nil
 }
 
-func (s *System) CreateMemory(int64) (uintptr, error) { return 0, errors.ErrUnsupported }
-
 func (s *System) MemorySize(fd uintptr) (int64, error) { return s.kernel.ObjectSize(fd) }
 
 // DuplicateMemory implements [object.System]: an object without a name cannot be
@@ -492,10 +487,6 @@ func (s *System) MemorySize(fd uintptr) (int64, error) { return s.kernel.ObjectS
 func (s *System) DuplicateMemory(fd uintptr, _ bool) (uintptr, error) {
 	own, err := sysunix.Duplicate(fd)
 	return uintptr(own), err
-}
-
-func (s *System) Adopt(uintptr, int64, bool) (object.Object, error) {
-	return nil, errors.ErrUnsupported
 }
 
 // openNameless makes an object that has lost its name again, and has no size. A

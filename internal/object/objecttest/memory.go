@@ -15,6 +15,7 @@ import (
 // in its shortest form. Its descriptors are numbers that are no
 // descriptors of the process.
 type Memory struct {
+	object.NoMemory
 	mu    sync.Mutex // guards all below, and the fields of every store
 	names map[string]*store
 	files map[uintptr]*handle // what a descriptor stands for, for FromFD
@@ -31,6 +32,7 @@ type store struct {
 }
 
 type handle struct {
+	object.NoFiles
 	*store
 	sys      *Memory
 	name     string
@@ -61,16 +63,10 @@ func (m *Memory) CreateAnonymous(size int64, _ bool) (object.Object, error) {
 	return h, nil
 }
 
-func (m *Memory) CreateMemory(int64) (uintptr, error) { return 0, errors.ErrUnsupported }
-
 func (m *Memory) MemorySize(uintptr) (int64, error) { return 0, errors.ErrUnsupported }
 
 func (m *Memory) DuplicateMemory(uintptr, bool) (uintptr, error) {
 	return 0, errors.ErrUnsupported
-}
-
-func (m *Memory) Adopt(uintptr, int64, bool) (object.Object, error) {
-	return nil, errors.ErrUnsupported
 }
 
 func (m *Memory) Open(name string, write bool) (object.Object, error) {
@@ -169,8 +165,6 @@ func (h *handle) ReadAt(p []byte, off int64) (int, error) {
 func (h *handle) WriteAt(p []byte, off int64) (int, error) {
 	return copy(h.mem[min(off, int64(len(h.mem))):], p), nil
 }
-
-func (h *handle) ReceiveFrom(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
 
 func (h *handle) Punch(off, n int64) error {
 	clear(h.mem[off : off+n])
