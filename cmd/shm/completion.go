@@ -6,13 +6,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// addCompletion adds the completion command of cobra. Its script for bash calls
-// a function of the package bash-completion, and fails at every Tab where that is
-// not installed, so it is told what to do then.
+// addCompletion adds cobra's completion command. Its script for bash calls a
+// function of the package bash-completion, and would fail at every Tab where that
+// is not installed; bashWords lets it work without.
 func addCompletion(root *cobra.Command) {
 	root.InitDefaultCompletionCmd()
 	completion, _, _ := root.Find([]string{"completion"})
-	completion.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // runs only without arguments
+	completion.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // called only without arguments
 	bash, _, _ := root.Find([]string{"completion", "bash"})
 	bash.Long = `Print the script that completes commands, flags and the names of blocks in bash.
 
@@ -20,28 +20,26 @@ In this shell:
 
 	source <(shm completion bash)
 
-In every new one, if the package bash-completion is installed:
+In every new shell, if the package bash-completion is installed:
 
 	shm completion bash >~/.local/share/bash-completion/completions/shm
 
-and without that package:
+or without that package:
 
 	shm completion bash >>~/.bashrc`
 	script := bash.RunE
 	bash.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := script(cmd, args); err != nil {
-			return fileError{err}
+		err := script(cmd, args)
+		if err == nil {
+			_, err = fmt.Fprint(cmd.OutOrStdout(), bashWords)
 		}
-		if _, err := fmt.Fprint(cmd.OutOrStdout(), bashWords); err != nil {
-			return fileError{err}
-		}
-		return nil
+		return aboutFile(err)
 	}
 }
 
-// bashWords replaces a function of the script. Without bash-completion the words
-// are those that bash has made of the line, which it breaks at more characters
-// than spaces; no name of a block has any of these.
+// bashWords replaces a function of the script. Without bash-completion it uses the
+// words into which bash has split the line. Bash also splits at characters other
+// than spaces, but none of these can be in the name of a block.
 const bashWords = `
 __shm_init_completion()
 {

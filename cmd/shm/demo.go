@@ -1,122 +1,111 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/shmkit/shm"
 )
 
 func demoCommand() *cobra.Command {
-	o := demoOptions{readers: 4}
+	var size byteSize
+	readers := 4
 	cmd := &cobra.Command{
 		Use:   "demo [FILE]",
 		Short: "Stream a file through a block to other processes",
 		Long: `Demo streams FILE into a new block by io.Copy. Meanwhile it starts reader
-processes, which attach to the block by its name, stream it out again while it
-is still being filled, and compute the SHA-256 of what they see. One of them is
-killed by SIGKILL half way. In the end the table shows whether
+processes. Each attaches to the block by its name, streams it out while it is
+still being filled, and computes the SHA-256 of what it reads. One reader is killed
+by SIGKILL halfway. At the end a table shows whether the other readers have read
+exactly the bytes of FILE, the attachments were counted as readers came and went,
+the block has survived the killed reader, and its name was gone after the last
+Close, although that reader never called it. The exit status is 0 only if all of
+this holds.
 
-  - the other readers have seen the bytes of FILE, all of them,
-  - the attachments were counted as they came and went,
-  - the block has survived the killed reader, and
-  - its name was gone after the last Close, although one never came.
-
-The exit status is 0 only if all of it held.
-
-Without FILE, pseudo-random bytes are made on the spot. FILE "-" is standard
-input. Of a pipe nobody knows how much will come: there is then room for 1GiB,
-or --size.`,
+Without FILE, demo generates pseudo-random bytes. FILE "-" is standard input. The
+length of a pipe is not known in advance: the block then has room for 1GiB, or
+--size.`,
 		Example: `  shm demo
   shm demo /usr/lib/os-release
   zcat dump.gz | shm demo - --size 8GiB`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.readers < 2 {
+			if readers < 2 {
 				return usageError{errors.New("--readers: at least 2, of which one is killed")}
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			src, err := demoSource(args, int64(o.size))
+			src, err := demoSource(args, int64(size))
 			if err != nil {
 				return err
 			}
-			return runDemo(ctx, src, o, os.Stdout)
+			return runDemo(ctx, src, int64(size), readers, os.Stdout)
 		},
 	}
-	cmd.Flags().Var(&o.size, "size", "how much to make without FILE (default 32MiB), or room for a pipe (default 1GiB)")
-	cmd.Flags().IntVar(&o.readers, "readers", o.readers, "how many readers to start, the killed one included")
+	cmd.Flags().Var(&size, "size", "how much to generate without FILE (default 32MiB), or room for a pipe (default 1GiB)")
+	cmd.Flags().IntVar(&readers, "readers", readers, "number of readers, including the killed one")
 	cmd.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions)
 	cmd.RegisterFlagCompletionFunc("readers", cobra.NoFileCompletions)
 	return cmd
 }
 
-type demoOptions struct {
-	size    byteSize
-	readers int
-}
-
 func demoSource(args []string, size int64) (source, error) {
-	switch {
-	case len(args) == 0:
-		if size == 0 {
-			size = 32 << 20 // fits the /dev/shm of a container
+	if len(args) == 0 {
+		return generatedSource(cmp.Or(size, 32<<20)), nil // the default fits the /dev/shm of a container
+	}
+	in := os.Stdin
+	if args[0] != "-" {
+		var err error
+		if in, err = os.Open(args[0]); err != nil {
+			return source{}, fileError{err}
 		}
-		return madeSource(size), nil
-	case args[0] == "-":
-		return newSource(os.Stdin)
 	}
-	f, err := os.Open(args[0])
-	if err != nil {
-		return source{}, fileError{err}
-	}
-	return newSource(f)
+	return newSource(in)
 }
 
-// madeSource returns size bytes that look random.
-func madeSource(size int64) source {
+// generatedSource returns a source of size pseudo-random bytes.
+func generatedSource(size int64) source {
 	var seed [32]byte
 	stream := func() io.Reader { return io.LimitReader(rand.NewChaCha8(seed), size) }
 	return source{Reader: stream(), size: size, again: stream}
 }
 
-// runDemo shows on out what a block can do and returns nil if it all held.
-func runDemo(ctx context.Context, src source, o demoOptions, out *os.File) (err error) {
-	room, reserve := src.room(int64(o.size))
+// runDemo runs the demo on out and returns an error if a check has failed.
+func runDemo(ctx context.Context, src source, size int64, readers int, out *os.File) error {
 	if src.size >= 0 {
-		room = max(src.size, 1) // --size is for pipes
+		size = 0 // which is for pipes
 	}
-	var opts []shm.Option
-	if !reserve {
-		opts = append(opts, shm.Sparse())
-	}
+	room, opts := src.room(size)
 	seg, err := shm.Create("", room, opts...)
 	if err != nil {
 		return makeRoom(err, room)
 	}
 	d := &demo{seg: seg, src: src}
-	for i := range o.readers {
+	for i := range readers {
 		d.readers = append(d.readers, newReader(i+1))
 	}
 	if canShow(out) {
 		d.view = newBars(out, src.size, d.readers)
 	} else {
-		d.view = &lines{out: out, total: src.size}
+		d.view = &lines{out: out, total: src.size, last: time.Now()}
 	}
 	err = d.stream(ctx)
 	d.view.stop()
 	if err != nil {
-		// The last to close is to be the one who can take the name away.
+		// A killed reader that is the last one attached would leave the block stale.
 		for _, r := range d.readers {
 			r.kill()
 		}
@@ -130,48 +119,43 @@ func runDemo(ctx context.Context, src source, o demoOptions, out *os.File) (err 
 	return d.report(out)
 }
 
-// demo is one run. Readers are in the order in which they start; the first one
-// is the victim.
+// demo is one run of the demo.
 type demo struct {
 	seg     *shm.Segment
 	src     source
-	readers []*reader
+	readers []*reader // in the order of their start; the first one is killed
 	view    view
 
 	wrote    int64
-	took     time.Duration // without the wait for the victim's end
+	took     time.Duration // without the pause in which the reader is killed
 	want     [sha256.Size]byte
-	counts   []count
-	left     []string // ways in which the name is still there
-	after    int64    // bytes written after the victim's end
-	survived bool
+	survived bool // the block, the kill
+	checks   []check
 }
 
-// Events at which attachments are counted.
-const (
-	eventCreated  = "created"
-	eventAttached = "readers attaching"
-	eventKilled   = "one killed"
-	eventDone     = "others done"
-)
-
-// count is how many attachments there were at some time.
-type count struct {
-	when      string
-	got, want int
+// check is a check with its result.
+type check struct {
+	what, result string
+	ok           bool
 }
 
-func (d *demo) count(when string, want int) {
-	d.counts = append(d.counts, count{when, d.seg.Refs(), want})
+func (d *demo) check(what, result string, ok bool) {
+	d.checks = append(d.checks, check{what, result, ok})
 }
 
-// stream fills the block and has the readers empty it.
+// count checks the number of attachments, and returns it in words.
+func (d *demo) count(when string, want int, note string) string {
+	refs := d.seg.Refs()
+	d.check("attachments, "+when, fmt.Sprint(refs)+note, refs == want)
+	return english.Plural(refs, "attachment", "")
+}
+
+// stream fills the block while the readers read it, and kills one of them.
 func (d *demo) stream(ctx context.Context) error {
 	if err := d.seg.Truncate(0); err != nil {
 		return err
 	}
-	d.count(eventCreated, 1)
-	d.view.event("created %s with room for %s: %s", d.seg.Name(), iec(d.seg.Cap()), plural(d.seg.Refs(), "attachment"))
+	d.view.event("created %s with room for %s: %s", d.seg.Name(), iec(d.seg.Cap()), d.count("created", 1, ""))
 
 	ticking, stopTicking := context.WithCancel(ctx)
 	defer stopTicking()
@@ -188,25 +172,27 @@ func (d *demo) stream(ctx context.Context) error {
 	if d.src.size >= 0 {
 		half = d.src.size / 2
 	}
-	fill := func(r io.Reader) chan error {
-		done := make(chan error, 1)
-		go func() {
+	fill := func(r io.Reader) <-chan error {
+		return begin(func() error {
 			start := time.Now()
 			n, err := io.Copy(d.seg, r)
 			d.wrote += n
 			d.took += time.Since(start)
-			done <- streamError(err, d.seg.Name(), "read", "input")
-		}()
-		return done
+			return streamError(err, d.seg.Name(), "read", "input")
+		})
 	}
 	filled := fill(io.LimitReader(in, half))
+	var counts []string
+	counted := true
 	for i, r := range d.readers {
 		if err := r.start(ctx, d); err != nil {
 			return err
 		}
-		d.count(eventAttached, 2+i)
-		d.view.event("reader %d (process %d) attached at %s: %s", r.number, r.pid(), iec(d.seg.Size()), plural(d.seg.Refs(), "attachment"))
+		refs := d.seg.Refs()
+		counts, counted = append(counts, fmt.Sprint(refs)), counted && refs == 2+i
+		d.view.event("reader %d (process %d) attached at %s: %s", r.number, r.cmd.Process.Pid, iec(d.seg.Size()), english.Plural(refs, "attachment", ""))
 	}
+	d.check("attachments, readers attaching", strings.Join(counts, " "), counted)
 	if err := wait(ctx, filled); err != nil {
 		return err
 	}
@@ -217,93 +203,90 @@ func (d *demo) stream(ctx context.Context) error {
 		}
 	}
 	victim.kill()
-	d.count(eventKilled, 1+len(d.readers))
+	const note = " (one killed is counted until the block ends)"
+	attachments := d.count("one killed", 1+len(d.readers), note)
 	d.view.killed(victim)
-	d.view.event("reader %d killed at %s: still %s counted", victim.number, iec(d.seg.Size()), plural(d.seg.Refs(), "attachment"))
+	d.view.event("reader %d killed at %s: still %s counted", victim.number, iec(d.seg.Size()), attachments)
 	before := d.wrote
-	filled = fill(in)
-	if err := wait(ctx, filled); err != nil {
+	if err := wait(ctx, fill(in)); err != nil {
 		return err
 	}
 	stopTicking()
-	d.after = d.wrote - before
 	d.view.wrote(d.wrote, d.took)
 
 	for _, r := range d.readers[1:] {
-		r.end(d.wrote)
+		fmt.Fprintln(r.in, "end", d.wrote) // which fails if it has exited
 	}
-	hashed := make(chan error, 1)
-	go func() {
-		var err error
+	hashed := begin(func() (err error) {
 		if d.src.again != nil {
 			_, err = io.Copy(h, d.src.again())
 		}
 		h.Sum(d.want[:0])
-		hashed <- streamError(err, d.seg.Name(), "read", "input")
-	}()
+		return streamError(err, d.seg.Name(), "read", "input")
+	})
 	for _, r := range d.readers[1:] {
-		if err := r.wait(ctx); err != nil {
-			return err
+		select {
+		case <-r.ended:
+			d.view.done(r)
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		d.view.done(r)
 	}
 	if err := wait(ctx, hashed); err != nil {
 		return err
 	}
 	d.survived = d.seg.Size() == d.wrote && victim.status == killedStatus
-	d.count(eventDone, 2) // this process, and the killed one
+	d.count("others done", 2, note) // this process and the killed one
+	d.check("block survived SIGKILL", iec(d.wrote-before)+" written after it", d.survived)
+	equal := 0
+	for _, r := range d.readers[1:] {
+		if r.saw(d.want[:]) {
+			equal++
+		}
+	}
+	others := len(d.readers) - 1
+	d.check("hashes equal", fmt.Sprintf("%d of %d", equal, others), equal == others)
 	return nil
 }
 
-// wait returns what comes first, a result or a signal.
-func wait(ctx context.Context, done <-chan error) error {
-	return attempt(ctx, func() error { return <-done })
-}
-
-// tick lets the readers know of new bytes, and people of progress, while the
-// block is being filled. A block cannot be waited on, but a pipe can.
+// tick shows the progress while the block is being filled.
 func (d *demo) tick(ctx context.Context) {
-	ticker := time.NewTicker(10 * time.Millisecond)
-	defer ticker.Stop()
-	var last int64
-	for {
+	tick := time.Tick(10 * time.Millisecond)
+	for last := int64(0); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-tick:
 		}
 		if size := d.seg.Size(); size != last {
 			last = size
 			d.view.progress(size)
-			for _, r := range d.readers {
-				r.wake()
-			}
 		}
 	}
 }
 
-// close is the last Close, and looks what is left of the block.
+// close closes the last Segment and checks that the block is gone.
 func (d *demo) close() {
 	name := d.seg.Name()
-	if err := d.seg.Close(); err != nil {
-		d.left = append(d.left, message(err))
-	}
-	if _, err := shm.Stat(name); !errors.Is(err, fs.ErrNotExist) {
-		d.left = append(d.left, "shm.Stat finds it")
-	}
-	list, err := shm.List()
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		d.left = append(d.left, message(err))
-	}
-	if slices.ContainsFunc(list, func(i shm.Info) bool { return i.Name == name }) {
-		d.left = append(d.left, "shm.List has it")
-	}
-	if runtime.GOOS == "linux" {
-		if _, err := os.Lstat(filepath.Join("/dev/shm", name)); !errors.Is(err, fs.ErrNotExist) {
-			d.left = append(d.left, "it is in /dev/shm")
+	var left []string
+	check := func(found bool, where string) {
+		if found {
+			left = append(left, where)
 		}
 	}
-	if len(d.left) > 0 {
+	err := d.seg.Close()
+	check(err != nil, message(err))
+	_, err = shm.Stat(name)
+	check(!errors.Is(err, fs.ErrNotExist), "shm.Stat finds it")
+	list, err := shm.List()
+	check(err != nil && !errors.Is(err, errors.ErrUnsupported), message(err))
+	check(slices.ContainsFunc(list, func(i shm.Info) bool { return i.Name == name }), "shm.List has it")
+	_, err = os.Lstat(filepath.Join("/dev/shm", name))
+	check(!errors.Is(err, fs.ErrNotExist), "it is in /dev/shm")
+	result := "gone after the last Close"
+	if len(left) > 0 {
 		shm.Unlink(name)
+		result = strings.Join(left, ", ")
 	}
+	d.check("name "+name, result, len(left) == 0)
 }

@@ -20,35 +20,21 @@ func holdCommand() *cobra.Command {
 	var f blockFlags
 	cmd := &cobra.Command{
 		Use:   "hold NAME [-- CMD...]",
-		Short: "Stay attached to a block, so that it stays",
+		Short: "Stay attached to a block",
 		Long: `Hold attaches to the block NAME and stays attached, so that the block exists at
-least as long. With --size it makes the block if there is none.
+least as long as hold runs. With --size it creates the block if there is none.
 
-Without CMD, hold prints "holding NAME" when it is attached and ends on Ctrl-C
-or SIGTERM, with exit status 0.
+Without CMD, hold prints "holding NAME" when it is attached, and exits with
+status 0 on Ctrl-C or SIGTERM. With CMD, hold runs CMD and exits when CMD does.
 
-With CMD, hold runs it and ends when it ends, with its exit status: 126 or 127
-if CMD could not be started, 128 and the number of the signal if one ended it.
-` + signalHelp,
+` + commandHelp,
 		Example: `  shm hold frames &
   shm hold frames --size 16MiB -- ./server --shm frames`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			names := cmd.ArgsLenAtDash()
-			switch {
-			case names == len(args):
-				return errors.New("no command after --")
-			case names < 0 && len(args) > 1:
-				return errors.New(`no "--" before the command`)
-			case names < 0:
-				names = len(args)
-			}
-			return operands(cmd, args[:names])
-		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) > 0 { // the words of CMD
 				return nil, cobra.ShellCompDirectiveDefault
 			}
-			return completeNames(1, managed)(cmd, args, prefix)
+			return completeNames(1, false)(cmd, args, prefix)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
@@ -58,14 +44,14 @@ if CMD could not be started, 128 and the number of the signal if one ended it.
 			}
 			defer seg.Close()
 			if len(command) > 0 {
-				return runCommand(command, func(*exec.Cmd) {})
+				return runCommand(exec.Command(command[0], command[1:]...))
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
 			return holdUntil(ctx, seg, cmd.OutOrStdout())
 		},
 	}
-	f.add(cmd, "make the block if there is none, with this much room")
+	f.add(cmd, "create the block if there is none, with this capacity")
 	return cmd
 }
 
@@ -77,14 +63,14 @@ func (f *blockFlags) attach(name string) (*shm.Segment, error) {
 		return shm.Open(name, shm.ReadOnly())
 	}
 	seg, _, err := shm.OpenOrCreate(name, int64(f.size), f.options()...)
-	if errors.Is(err, fs.ErrPermission) { // to write; to hold, reading will do
+	if errors.Is(err, fs.ErrPermission) { // to write, which holding does not need
 		return shm.Open(name, shm.ReadOnly())
 	}
 	return seg, makeRoom(err, int64(f.size))
 }
 
-// holdUntil says that the block is held and stays attached until a signal,
-// which is the way it is meant to end.
+// holdUntil prints that the block is held, and detaches from it when ctx is
+// cancelled.
 func holdUntil(ctx context.Context, seg *shm.Segment, out io.Writer) error {
 	if _, err := fmt.Fprintln(out, "holding", seg.Name()); err != nil {
 		return fileError{err}
@@ -93,37 +79,39 @@ func holdUntil(ctx context.Context, seg *shm.Segment, out io.Writer) error {
 	return seg.Close()
 }
 
-// signalHelp says for hold and run what runCommand does with signals.
-const signalHelp = `It forwards SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGALRM to
-CMD, except SIGINT and SIGQUIT while it is in the foreground of a terminal, which
-sends Ctrl-C and Ctrl-\ to CMD itself.`
+// commandHelp describes in the help of hold and run what runCommand does.
+const commandHelp = `The exit status is that of CMD, or 126 or 127 if CMD could not be started, or 128
+plus the number of the signal that killed it. SIGINT, SIGQUIT, SIGTERM, SIGHUP,
+SIGUSR1, SIGUSR2 and SIGALRM are forwarded to CMD, except SIGINT and SIGQUIT in the
+foreground of a terminal, which sends Ctrl-C and Ctrl-\ to CMD itself.`
 
-// runCommand runs a command, as prepare has changed it, to its end and returns
-// how it ended.
-func runCommand(args []string, prepare func(*exec.Cmd)) error {
-	cmd := exec.Command(args[0], args[1:]...)
-	prepare(cmd)
+// runCommand runs a command with the standard streams of this process, and
+// returns its exit status.
+func runCommand(cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 
-	// No signal that is forwarded may end this process, which must outlast the
+	// A forwarded signal must not kill this process, which has to outlive the
 	// command.
 	signals := make(chan os.Signal, 8)
 	notify(signals, forwarded...)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
-		fmt.Fprintf(os.Stderr, "shm: cannot run %s: %v\n", args[0], cause(err))
+		cause := err // without what failed, which is said here
+		for errors.Unwrap(cause) != nil {
+			cause = errors.Unwrap(cause)
+		}
+		fmt.Fprintf(os.Stderr, "shm: cannot run %s: %v\n", cmd.Args[0], cause)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
 			return exitStatus(127)
 		}
 		return exitStatus(126)
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	done := begin(cmd.Wait)
 	for {
 		select {
 		case sig := <-signals:
-			// The terminal sends the signals of its keys to the command as well,
-			// which must not get them twice.
+			// The terminal sends the signals of its keys to the command as well:
+			// do not send them twice.
 			if key := sig == os.Interrupt || sig == syscall.SIGQUIT; !key || !inForeground() {
 				cmd.Process.Signal(sig)
 			}
@@ -133,26 +121,13 @@ func runCommand(args []string, prepare func(*exec.Cmd)) error {
 	}
 }
 
-// cause returns why exec.Cmd.Start failed, without what it failed at.
-func cause(err error) error {
-	var path *fs.PathError
-	var lookup *exec.Error
-	switch {
-	case errors.As(err, &path):
-		return path.Err
-	case errors.As(err, &lookup):
-		return lookup.Err
-	}
-	return err
-}
-
 func commandStatus(err error) error {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
 		return err
 	}
 	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return exitStatus(signalStatus(status.Signal()))
+		return signalError(status.Signal())
 	}
 	return exitStatus(exit.ExitCode())
 }

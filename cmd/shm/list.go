@@ -9,10 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
@@ -25,16 +25,16 @@ func lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List blocks",
-		Long: `Ls lists the blocks there are, by name. SIZE is what a block holds and CAP what
-it can hold. REFS counts the attachments, those of killed processes included
-until the block ends. STATE is one of
+		Long: `Ls lists blocks by name. SIZE is what a block holds and CAP what it can hold.
+REFS counts the attachments, including those of killed processes until the block
+is removed. STATE is one of
 
-  attached  somebody is attached to the block
-  kept      nobody is, and the block is persistent: it stays until "shm rm"
-  stale     not persistent, no process attached: the next "shm reap" removes it
-  raw       a block without header, of which nobody keeps count (with --all)
+  attached  a process is attached to the block
+  kept      no process is, and the block is persistent: it stays until "shm rm"
+  stale     no process is, and the next "shm reap" removes the block
+  raw       a block without a header, which counts no attachments (with --all)
 
-Blocks that you may not read are left out.`,
+Blocks that you may not read are not listed.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, err := blocks(all)
@@ -46,19 +46,23 @@ Blocks that you may not read are left out.`,
 			case asJSON:
 				return printJSON(out, listOf(list))
 			case quiet:
-				return printNames(out, list)
+				var names []string
+				for _, i := range list {
+					names = append(names, i.Name)
+				}
+				return printNames(out, names)
 			}
 			return printBlocks(out, list, time.Now())
 		},
 	}
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "list the blocks of other programs, which have no header, as well")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also list the blocks of other programs, which have no header")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array; sizes are in bytes")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print only the names")
 	cmd.MarkFlagsMutuallyExclusive("json", "quiet")
 	return cmd
 }
 
-// blocks returns the blocks sorted by name, those without header only if raw.
+// blocks returns the blocks sorted by name, those without a header only if raw.
 func blocks(raw bool) ([]shm.Info, error) {
 	list, err := shm.List()
 	if !raw {
@@ -72,9 +76,8 @@ func printBlocks(w io.Writer, list []shm.Info, now time.Time) error {
 	if len(list) == 0 {
 		return nil
 	}
-	t := newTable()
+	t := newTable(2, 3, 4)
 	t.AppendHeader(table.Row{"NAME", "SIZE", "CAP", "REFS", "STATE", "MODE", "CREATED"})
-	alignRight(t, 2, 3, 4)
 	for _, i := range list {
 		refs, created := "-", "-"
 		if !i.Headerless {
@@ -86,16 +89,7 @@ func printBlocks(w io.Writer, list []shm.Info, now time.Time) error {
 	return printTable(w, t)
 }
 
-func printNames(w io.Writer, list []shm.Info) error {
-	for _, i := range list {
-		if _, err := fmt.Fprintln(w, i.Name); err != nil {
-			return fileError{err}
-		}
-	}
-	return nil
-}
-
-// state says in one word who keeps the block, as the JSON form of i does.
+// state returns the "state" of the JSON form of i.
 func state(i shm.Info) string {
 	switch {
 	case i.Headerless:
@@ -112,8 +106,8 @@ func statCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:               "stat NAME",
-		Short:             "Show all that is known of a block",
-		ValidArgsFunction: completeNames(1, everyBlock),
+		Short:             "Show the details of a block",
+		ValidArgsFunction: completeNames(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			info, err := shm.Stat(args[0])
 			if err != nil {
@@ -131,22 +125,22 @@ func statCommand() *cobra.Command {
 
 func printBlock(w io.Writer, i shm.Info) error {
 	t := newTable()
-	row := func(key string, value string) { t.AppendRow(table.Row{key, value}) }
+	row := func(key, value string) { t.AppendRow(table.Row{key, value}) }
 	bytes := func(n int64) string {
 		if n < 1<<10 {
-			return plural(int(n), "byte")
+			return english.Plural(int(n), "byte", "")
 		}
 		return fmt.Sprintf("%s (%s bytes)", iec(n), humanize.Comma(n))
 	}
-	kind := []string{"raw"}
+	kind := "raw"
 	if !i.Headerless {
-		kind = []string{"counted"}
-		if i.Persistent {
-			kind = append(kind, "persistent")
-		}
-		if i.Sparse {
-			kind = append(kind, "sparse")
-		}
+		kind = "counted"
+	}
+	if i.Persistent {
+		kind += ", persistent"
+	}
+	if i.Sparse {
+		kind += ", sparse"
 	}
 	row("name", i.Name)
 	row("size", bytes(i.Size))
@@ -155,7 +149,7 @@ func printBlock(w io.Writer, i shm.Info) error {
 	if !i.Headerless {
 		row("refs", fmt.Sprint(i.Refs))
 	}
-	row("kind", strings.Join(kind, ", "))
+	row("kind", kind)
 	row("mode", fmt.Sprintf("%v (%#o)", i.Mode, i.Mode.Perm()))
 	if !i.Headerless {
 		row("created", fmt.Sprintf("%s by process %d", i.Created.Local().Format(time.DateTime), i.Creator))
@@ -168,19 +162,17 @@ func rmCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
-		Short: "Take the names of blocks away",
-		Long: `Rm takes the names of blocks away at once, so that nobody can attach any more.
-Processes that are attached keep the memory until they detach.`,
+		Short: "Unlink blocks",
+		Long: `Rm removes the names of blocks immediately, so that no process can attach to
+them any more. Processes that are attached keep the memory until they detach.`,
 		Example: `  shm rm frames
   shm rm -f -- $(shm ls -q)`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if force && len(args) == 0 { // as POSIX has it for rm
-				return nil
-			}
-			return operands(cmd, args)
-		},
-		ValidArgsFunction: completeNames(-1, everyBlock),
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: completeNames(-1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && !force { // rm -f allows it, as rm(1) does
+				return usageError{errors.New("no NAME given")}
+			}
 			var failed error
 			for _, name := range args {
 				err := shm.Unlink(name)
@@ -192,7 +184,7 @@ Processes that are attached keep the memory until they detach.`,
 			return failed
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not mind blocks that do not exist, nor if no NAME is given")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "ignore blocks that do not exist, and allow no NAME")
 	return cmd
 }
 
@@ -200,17 +192,14 @@ func reapCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "reap",
-		Short: "Remove what killed processes left behind",
-		Long: `Reap removes all blocks that nobody is attached to and that are not persistent,
-as far as you may, and prints their names. It never touches the blocks of other
-programs, which have no header.`,
+		Short: "Remove stale blocks",
+		Long: `Reap removes the stale blocks that you may remove, and prints their names. A
+stale block is not persistent and no process is attached to it. Reap never removes
+blocks of other programs, which have no header.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := shm.Reap()
-			if printErr := printReaped(cmd.OutOrStdout(), names, asJSON); err == nil {
-				err = printErr
-			}
-			return err
+			return cmp.Or(err, printReaped(cmd.OutOrStdout(), names, asJSON))
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array of names")
@@ -222,6 +211,34 @@ func printReaped(w io.Writer, names []string, asJSON bool) error {
 	if asJSON {
 		return printJSON(w, listOf(names))
 	}
+	return printNames(w, names)
+}
+
+// completeNames completes up to most names of blocks, any number if most is
+// negative, with the names of those without a header only if raw.
+func completeNames(most int, raw bool) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) (names []cobra.Completion, _ cobra.ShellCompDirective) {
+		list, _ := blocks(raw)
+		for _, i := range list {
+			if (most < 0 || len(args) < most) && !slices.Contains(args, i.Name) {
+				names = append(names, cobra.CompletionWithDesc(i.Name, iec(i.Size)+", "+state(i)))
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// listOf returns list, or an empty list for nil, which in JSON would be null.
+func listOf[T any](list []T) []T { return append([]T{}, list...) }
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return aboutFile(enc.Encode(v))
+}
+
+// printNames prints one name a line.
+func printNames(w io.Writer, names []string) error {
 	for _, name := range names {
 		if _, err := fmt.Fprintln(w, name); err != nil {
 			return fileError{err}
@@ -230,44 +247,9 @@ func printReaped(w io.Writer, names []string, asJSON bool) error {
 	return nil
 }
 
-// Filters for completeNames.
-func everyBlock(shm.Info) bool { return true }
-func managed(i shm.Info) bool  { return !i.Headerless }
-
-// completeNames completes up to most names of blocks that pass the filter, any
-// number if most is negative.
-func completeNames(most int, filter func(shm.Info) bool) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		const directive = cobra.ShellCompDirectiveNoFileComp
-		if most >= 0 && len(args) >= most {
-			return nil, directive
-		}
-		list, _ := blocks(true)
-		var names []cobra.Completion
-		for _, i := range list {
-			if filter(i) && !slices.Contains(args, i.Name) {
-				names = append(names, cobra.CompletionWithDesc(i.Name, iec(i.Size)+", "+state(i)))
-			}
-		}
-		return names, directive
-	}
-}
-
-// listOf returns list, which is not null in JSON even if it is empty.
-func listOf[T any](list []T) []T { return append([]T{}, list...) }
-
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(v); err != nil {
-		return fileError{err}
-	}
-	return nil
-}
-
-// newTable returns a table of nothing but columns, as docker ps and kubectl get
-// print it, which awk can take apart.
-func newTable() table.Writer {
+// newTable returns a table without lines, as docker ps and kubectl get print it,
+// which awk can split. The columns in right, counted from 1, are aligned right.
+func newTable(right ...int) table.Writer {
 	t := table.NewWriter()
 	style := table.StyleDefault
 	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
@@ -275,20 +257,15 @@ func newTable() table.Writer {
 	style.Format.Header = text.FormatDefault
 	t.SetStyle(style)
 	t.SuppressTrailingSpaces()
+	var columns []table.ColumnConfig
+	for _, n := range right {
+		columns = append(columns, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
+	}
+	t.SetColumnConfigs(columns)
 	return t
 }
 
-func alignRight(t table.Writer, columns ...int) {
-	var configs []table.ColumnConfig
-	for _, n := range columns {
-		configs = append(configs, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
-	}
-	t.SetColumnConfigs(configs)
-}
-
 func printTable(w io.Writer, t table.Writer) error {
-	if _, err := fmt.Fprintln(w, t.Render()); err != nil {
-		return fileError{err}
-	}
-	return nil
+	_, err := fmt.Fprintln(w, t.Render())
+	return aboutFile(err)
 }

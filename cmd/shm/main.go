@@ -1,32 +1,31 @@
-// Shm handles blocks of shared memory from the shell.
+// Shm creates, reads, lists and removes blocks of shared memory.
 //
-//	shm put frames <video.raw      # make a block from a stream
-//	shm ls                         # see what blocks there are
-//	shm get frames | sha256sum     # stream a block out
+//	shm put frames <video.raw      # create a block from a stream
+//	shm ls                         # list the blocks
+//	shm get frames | sha256sum     # write a block to standard output
 //	shm rm frames
 //
-// A block exists as long as some process is attached to it. Commands end and
-// are then no longer attached, so the blocks that put makes are persistent: they
-// stay until rm. To lend a block to other programs for as long as something
-// runs, hold it instead:
+// A block exists while a process is attached to it. A command detaches when it
+// exits, so the blocks that put creates are persistent: they stay until rm. Hold
+// keeps a block for as long as a program runs instead:
 //
 //	shm hold frames --size 16MiB -- ./server --shm frames
 //
 // Commands:
 //
 //	demo [FILE]            stream a file through a block to other processes
-//	put NAME               make a block from standard input
+//	put NAME               create a block from standard input
 //	get NAME               write a block to standard output
 //	ls                     list blocks
-//	stat NAME              show all that is known of a block
-//	rm NAME...             take the names of blocks away
-//	reap                   remove what killed processes left behind
+//	stat NAME              show the details of a block
+//	rm NAME...             unlink blocks
+//	reap                   remove stale blocks
 //	hold NAME [-- CMD...]  stay attached to a block
-//	run -- CMD...          run a job with blocks of its own
-//	serve ADDRESS          keep blocks for other processes
-//	completion SHELL       print the script that completes names in a shell
+//	run -- CMD...          run a command with blocks of its own
+//	serve ADDRESS          serve blocks to other processes
+//	completion SHELL       print the completion script of a shell
 //
-// Each has --help. "shm help" says what sizes, names and exit codes there are.
+// "shm help COMMAND" describes a command, "shm help" names, sizes and exit statuses.
 package main
 
 import (
@@ -48,8 +47,8 @@ import (
 )
 
 func main() {
-	// A write to a broken pipe shall be an error, and not the end of a process
-	// that is attached to a block.
+	// A write to a broken pipe returns an error instead of killing a process that
+	// is attached to a block.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(os.Args[1:], os.Stderr))
 }
@@ -76,29 +75,30 @@ func run(args []string, stderr io.Writer) int {
 	return status
 }
 
-// newRoot returns the command tree. *running is set as soon as the command line
-// has been found good, from when on an error is no longer one of usage.
+// newRoot returns the command tree. *running is set once the command line has
+// been checked; an error before that is a usage error.
 func newRoot() (root *cobra.Command, running *bool) {
 	root = &cobra.Command{
 		Use:   "shm",
-		Short: "Named shared memory that behaves like a file",
-		Long: `Shm makes, reads, lists and removes blocks of named shared memory.
+		Short: "Named shared memory from the shell",
+		Long: `Shm creates, reads, lists and removes blocks of named shared memory.
 
 A NAME has 1 to 255 letters, digits, dots, hyphens and underscores, and does not
-begin with a dot (on macOS, 30). One that begins with a hyphen comes after "--".
+begin with a dot (on macOS, at most 30; on Windows, 240). A NAME that begins with
+a hyphen comes after "--".
 
-A SIZE is a number of bytes, or one with K, M, G, T, P or E (KiB, MiB and so on)
-for powers of 1024, or with kB, MB, GB and so on for powers of 1000: 4096, 64MiB,
-1.5G.
+A SIZE is a number of bytes, or a number with the unit K, M, G, T, P or E (also
+KiB, MiB and so on) for powers of 1024, or kB, MB, GB and so on for powers of
+1000: 4096, 64MiB, 1.5G.
 
 The exit status is
-  0    if all went well
-  1    if not
-  2    if the command line makes no sense
+  0    on success
+  1    on failure
+  2    on a usage error
   128  plus the number of the signal that ended the command: 130 after Ctrl-C,
-       141 if nothing reads its output any more
-"hold NAME -- CMD" and "run -- CMD" exit as CMD does, or with 126 or 127 if CMD
-could not be started.`,
+       141 if the reader of its output has exited
+"hold NAME -- CMD" and "run -- CMD" exit with the status of CMD, or with 126 or
+127 if CMD could not be started.`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -112,7 +112,6 @@ could not be started.`,
 		putCommand(), getCommand(), holdCommand(),
 		lsCommand(), statCommand(), rmCommand(), reapCommand(),
 		serveCommand(), runCmdCommand())
-	root.SetHelpCommand(helpCommand())
 	addCompletion(root)
 
 	running = new(bool)
@@ -126,13 +125,22 @@ could not be started.`,
 			return runE(cmd, args)
 		}
 	}
+	addHelp(root)
 	return root, running
 }
 
-// operands checks the number of arguments against what the command's Use names:
-// NAME is one, [NAME] one that may be left out, NAME... one or more.
+// operands checks the arguments by the command's Use: NAME is one argument,
+// [NAME] is optional, NAME... is one or more, and "-- CMD..." is a command.
 func operands(cmd *cobra.Command, args []string) error {
-	use, _, _ := strings.Cut(cmd.Use, " [--")
+	use, _, command := strings.Cut(cmd.Use, "-- CMD...")
+	use, optional := strings.CutSuffix(use, "[")
+	dash := cmd.ArgsLenAtDash()
+	if command && dash >= 0 {
+		if dash == len(args) {
+			return errors.New("no command after --")
+		}
+		args = args[:dash]
+	}
 	for _, name := range strings.Fields(use)[1:] {
 		many := strings.HasSuffix(name, "...")
 		switch {
@@ -144,39 +152,28 @@ func operands(cmd *cobra.Command, args []string) error {
 			return fmt.Errorf("no %s given", strings.TrimSuffix(name, "..."))
 		}
 	}
-	if len(args) > 0 {
+	switch {
+	case command && dash < 0 && (len(args) > 0 || !optional):
+		return errors.New(`no "--" before the command`)
+	case len(args) > 0:
 		return fmt.Errorf("unexpected argument %q", args[0])
 	}
 	return nil
 }
 
-// helpCommand is the help command of cobra, but for one that does not exist it
-// is an error.
-func helpCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "help [COMMAND]",
-		Short: "Show the help of a command",
-		Args:  cobra.ArbitraryArgs,
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			var names []cobra.Completion
-			if parent, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
-				for _, c := range parent.Commands() {
-					if c.IsAvailableCommand() {
-						names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
-					}
-				}
-			}
-			return names, cobra.ShellCompDirectiveNoFileComp
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			topic, rest, err := cmd.Root().Find(args)
-			if err != nil || len(rest) > 0 {
-				return usageError{fmt.Errorf("no help for %q: unknown command", strings.Join(args, " "))}
-			}
-			topic.InitDefaultHelpFlag() // which cobra adds when the command is called
-			topic.InitDefaultVersionFlag()
-			return topic.Help()
-		},
+// addHelp adds cobra's help command, which exits with status 0 for a command
+// that does not exist; here that is a usage error.
+func addHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	help.Use, help.Short, help.Long = "help [COMMAND]", "Show the help of a command", ""
+	run := help.Run
+	help.RunE = func(cmd *cobra.Command, args []string) error {
+		if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
+			return fmt.Errorf("no help for %q: unknown command", strings.Join(args, " "))
+		}
+		run(cmd, args)
+		return nil
 	}
 }
 
@@ -187,25 +184,29 @@ func version() string {
 	return "(devel)"
 }
 
-// usageError is a command line that makes no sense.
+// usageError is an error in the command line.
 type usageError struct{ error }
 
-// exitStatus is an error of which all has been said; only the status is left.
+// exitStatus is an exit status that needs no message, or whose message has been
+// printed.
 type exitStatus int
 
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-// signalError is a signal that ended the command.
-type signalError struct{ os.Signal }
-
-func (e signalError) Error() string { return e.String() }
-
-// fileError is about a file, where others are about a block.
+// fileError is an error about a file or a stream; a [fs.PathError] that is not in
+// one is about a block.
 type fileError struct{ error }
 
 func (e fileError) Unwrap() error { return e.error }
 
-// hintError adds to an error what to do about it.
+func aboutFile(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fileError{err}
+}
+
+// hintError adds to an error what the user can do about it.
 type hintError struct {
 	error
 	hint string
@@ -213,10 +214,9 @@ type hintError struct {
 
 func (e hintError) Unwrap() error { return e.error }
 
-// exitCode returns the exit status that err stands for.
+// exitCode returns the exit status for err.
 func exitCode(err error) int {
 	var status exitStatus
-	var sig signalError
 	switch {
 	case err == nil:
 		return 0
@@ -224,47 +224,42 @@ func exitCode(err error) int {
 		return int(status)
 	case errors.As(err, new(usageError)):
 		return 2
-	case errors.As(err, &sig):
-		return signalStatus(sig.Signal)
 	case errors.Is(err, syscall.EPIPE):
-		return signalStatus(syscall.SIGPIPE)
+		return int(signalError(syscall.SIGPIPE))
 	}
 	return 1
 }
 
-// signalStatus returns what a shell says of a process that a signal ended.
-func signalStatus(sig os.Signal) int {
+// signalError returns the exit status that a shell reports for a process killed
+// by sig.
+func signalError(sig os.Signal) exitStatus {
 	if n, ok := sig.(syscall.Signal); ok {
-		return 128 + int(n)
+		return exitStatus(128 + n)
 	}
 	return 1
 }
 
-// message returns err in the words of a command, "" for what is better not
-// spoken of: a signal, and a pipe that nobody reads any more.
+// message returns the message to print for err, "" for a signal and for a pipe
+// whose reader has exited.
 func message(err error) string {
+	if err == nil || errors.Is(err, syscall.EPIPE) {
+		return ""
+	}
 	switch e := err.(type) {
-	case nil, exitStatus, signalError:
+	case exitStatus:
 		return ""
 	case hintError:
 		return message(e.error) + "; " + e.hint
 	case *fs.PathError:
-		if errors.Is(e, syscall.EPIPE) {
-			return ""
-		}
-		text := reason(e.Err)
 		if e.Path == "" {
-			return e.Op + ": " + text
+			return e.Op + ": " + reason(e.Err)
 		}
-		return e.Op + " " + e.Path + ": " + text
-	}
-	if errors.Is(err, syscall.EPIPE) {
-		return ""
+		return e.Op + " " + e.Path + ": " + reason(e.Err)
 	}
 	return err.Error()
 }
 
-// reason says of a block what package fs says of files.
+// reason describes the error of a block, for which package fs has the words of files.
 func reason(err error) string {
 	switch {
 	case errors.Is(err, shm.ErrFault) && errors.Is(err, shm.ErrNoSpace): // of a sparse block
@@ -285,9 +280,9 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// notify relays the signals that ask a command to end, and others. Those that
-// the command was started to ignore, by nohup or as a job in the background of a
-// script, stay ignored, here and in what hold runs.
+// notify relays the signals that ask a command to exit, and others. Signals that
+// are ignored at start, as under nohup or in a background job of a script, stay
+// ignored, also in the commands that hold and run start.
 func notify(signals chan<- os.Signal, others ...os.Signal) {
 	for _, sig := range append([]os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}, others...) {
 		if !signal.Ignored(sig) {
@@ -296,8 +291,8 @@ func notify(signals chan<- os.Signal, others ...os.Signal) {
 	}
 }
 
-// untilSignal returns a context that is cancelled by the first signal of those
-// that ask a command to end, with a signalError as its cause.
+// untilSignal returns a context that is cancelled by the first signal that asks
+// the command to exit, with its signalError as the cause.
 func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
@@ -305,23 +300,23 @@ func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 	go func() {
 		select {
 		case sig := <-signals:
-			cancel(signalError{sig})
+			cancel(signalError(sig))
 		case <-ctx.Done():
 		}
 	}()
 	return ctx, func() {
 		signal.Stop(signals)
 		cancel(nil)
-		// The terminal has shown "^C", and the shell's prompt would follow it.
-		if context.Cause(ctx) == (signalError{os.Interrupt}) && isTerminal(os.Stderr) {
+		// End the line on which the terminal has echoed "^C".
+		if context.Cause(ctx) == signalError(os.Interrupt) && isTerminal(os.Stderr) {
 			fmt.Fprintln(os.Stderr)
 		}
 	}
 }
 
-// makeRoom adds to an error for want of memory how to enlarge a full /dev/shm,
-// of which the library says how much was wanted and is free, and else how much
-// was wanted.
+// makeRoom adds a hint to an error that wraps [shm.ErrNoSpace]: how to enlarge
+// /dev/shm if that is full, or else how much memory was wanted, which the library
+// says only of a full /dev/shm.
 func makeRoom(err error, wanted int64) error {
 	fault := errors.Is(err, shm.ErrFault) // of a sparse block
 	switch {
@@ -334,11 +329,17 @@ func makeRoom(err error, wanted int64) error {
 	return err
 }
 
-// attempt calls f and returns its error, or the cause of ctx if that comes
-// first. Then f, which may be blocked in a read for good, is left to itself.
-func attempt(ctx context.Context, f func() error) error {
+// begin calls f in a goroutine and returns a channel that receives its result.
+func begin(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
+	return done
+}
+
+// wait returns the error received from done, or the cause of ctx if ctx is
+// cancelled first. It does not stop what done waits for, which may be blocked in
+// a read.
+func wait(ctx context.Context, done <-chan error) error {
 	select {
 	case err := <-done:
 		return err

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,25 +21,24 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// The readers of the demo and their parent talk in lines, through the standard
-// input and output of the reader:
+// A reader and the demo exchange lines, through the standard input and output of
+// the reader:
 //
 //	reader: attached
-//	parent: more             there are new bytes
 //	reader: read 8388608     so far
-//	parent: end 268435456    this is how many bytes there are
+//	demo:   end 268435456    the size of the whole stream
 //	reader: sum 3f2a...
 //
-// A reader whose standard input ends before that has lost its parent, and ends.
+// A reader whose standard input ends before that exits: the demo has exited.
 
-// readerCommand is what the demo runs as its readers.
+// readerCommand is the command that the demo starts as its readers.
 func readerCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "demo-reader NAME",
-		Short:  "Read a block along and print its SHA-256 (run by demo)",
+		Short:  "Read a block while it is filled, and print its SHA-256 (run by demo)",
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			signal.Ignore(os.Interrupt) // the parent sees to what Ctrl-C means
+			signal.Ignore(os.Interrupt) // on Ctrl-C the demo kills its readers
 			return readAlong(args[0], os.Stdin, os.Stdout)
 		},
 	}
@@ -55,28 +53,36 @@ func readAlong(name string, in io.Reader, out io.Writer) error {
 	if _, err := fmt.Fprintln(out, "attached"); err != nil {
 		return err
 	}
+	var end int64
+	ended := begin(func() error {
+		_, err := fmt.Fscanln(in, new(string), &end)
+		return err
+	})
 	sum := sha256.New()
 	m := &meter{out: out}
-	for orders := bufio.NewScanner(in); orders.Scan(); {
+	for filling := true; filling; {
+		select {
+		case err := <-ended:
+			if err != nil {
+				return errors.New("the demo has exited")
+			}
+			filling = false // one last copy
+		case <-time.After(10 * time.Millisecond):
+		}
 		if _, err := io.Copy(io.MultiWriter(sum, m), seg); err != nil {
 			return err
 		}
-		var end int64
-		if n, _ := fmt.Sscanf(orders.Text(), "end %d", &end); n == 0 {
-			continue
-		}
-		if m.n != end {
-			return fmt.Errorf("read %d bytes of %d", m.n, end)
-		}
-		if _, err := fmt.Fprintf(out, "read %d\nsum %x\n", m.n, sum.Sum(nil)); err != nil {
-			return err
-		}
-		return seg.Close()
 	}
-	return errors.New("the demo is gone")
+	if m.n != end {
+		return fmt.Errorf("read %d bytes of %d", m.n, end)
+	}
+	if _, err := fmt.Fprintf(out, "read %d\nsum %x\n", m.n, sum.Sum(nil)); err != nil {
+		return err
+	}
+	return seg.Close()
 }
 
-// meter says now and then how many bytes have gone through it.
+// meter reports the number of bytes written to it, every 4 MiB.
 type meter struct {
 	out     io.Writer
 	n, said int64
@@ -84,32 +90,29 @@ type meter struct {
 
 func (m *meter) Write(p []byte) (int, error) {
 	m.n += int64(len(p))
-	if m.said == 0 || m.n-m.said >= 4<<20 {
-		m.said = m.n
-		if _, err := fmt.Fprintf(m.out, "read %d\n", m.n); err != nil {
-			return 0, err
-		}
+	if m.said > 0 && m.n-m.said < 4<<20 {
+		return len(p), nil
 	}
-	return len(p), nil
+	m.said = m.n
+	_, err := fmt.Fprintf(m.out, "read %d\n", m.n)
+	return len(p), err
 }
 
-// reader is a reader process as the demo sees it.
+// reader is a reader process of the demo.
 type reader struct {
 	number int
 	cmd    *exec.Cmd // nil until started
+	in     io.Writer
 	stderr bytes.Buffer
 
-	news  chan struct{} // has one element if the reader is to be told "more"
-	total chan int64    // to tell it the end
-
 	read     atomic.Int64
-	attached chan struct{} // closed when it is
-	first    chan struct{} // closed when it has read something
-	ended    chan struct{} // closed when the process is gone
+	attached chan struct{} // closed when it has attached
+	first    chan struct{} // closed when it has read the first bytes
+	ended    chan struct{} // closed when the process has exited
 
-	// To be read when ended is closed.
+	// May be read when ended is closed.
 	killed bool
-	sum    []byte // nil if it has not got so far
+	sum    []byte // nil if it has not sent one
 	took   time.Duration
 	status string
 }
@@ -117,8 +120,6 @@ type reader struct {
 func newReader(number int) *reader {
 	return &reader{
 		number:   number,
-		news:     make(chan struct{}, 1),
-		total:    make(chan int64, 1),
 		attached: make(chan struct{}),
 		first:    make(chan struct{}),
 		ended:    make(chan struct{}),
@@ -132,60 +133,26 @@ func (r *reader) start(ctx context.Context, d *demo) error {
 		return fileError{err}
 	}
 	cmd := exec.Command(exe, "demo-reader", d.seg.Name())
-	cmd.Args[0] = os.Args[0] // as it was called, which programs of many names go by
+	cmd.Args[0] = os.Args[0] // programs with several names go by it
 	cmd.Stderr = &r.stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return fileError{err}
+	r.in, err = cmd.StdinPipe()
+	var out io.Reader
+	if err == nil {
+		out, err = cmd.StdoutPipe()
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return fileError{err}
+	if err == nil {
+		err = cmd.Start()
 	}
-	if err := cmd.Start(); err != nil {
+	if err != nil {
 		return fileError{err}
 	}
 	r.cmd = cmd
-	r.wake() // for what is in the block already
-	go r.tell(in)
 	go r.listen(out, d.view)
 	return r.await(ctx, r.attached)
 }
 
-func (r *reader) pid() int { return r.cmd.Process.Pid }
-
-// wake tells the reader that there are new bytes. It does not wait for one that
-// is slow to listen.
-func (r *reader) wake() {
-	select {
-	case r.news <- struct{}{}:
-	default:
-	}
-}
-
-// end tells the reader how many bytes there are.
-func (r *reader) end(total int64) { r.total <- total }
-
-func (r *reader) tell(in io.WriteCloser) {
-	defer in.Close()
-	for {
-		select {
-		case <-r.news:
-			if _, err := fmt.Fprintln(in, "more"); err != nil {
-				return
-			}
-		case total := <-r.total:
-			fmt.Fprintln(in, "end", total)
-			return
-		case <-r.ended:
-			return
-		}
-	}
-}
-
 func (r *reader) listen(out io.Reader, v view) {
 	var start time.Time
-	var once sync.Once
 	for reports := bufio.NewScanner(out); reports.Scan(); {
 		word, value, _ := strings.Cut(reports.Text(), " ")
 		switch word {
@@ -195,11 +162,10 @@ func (r *reader) listen(out io.Reader, v view) {
 		case "read":
 			var n int64
 			fmt.Sscan(value, &n)
-			r.read.Store(n)
-			v.read(r)
-			if n > 0 {
-				once.Do(func() { close(r.first) })
+			if r.read.Swap(n) == 0 && n > 0 {
+				close(r.first)
 			}
+			v.read(r)
 		case "sum":
 			r.took = time.Since(start)
 			r.sum, _ = hex.DecodeString(value)
@@ -213,7 +179,8 @@ func (r *reader) listen(out io.Reader, v view) {
 	close(r.ended)
 }
 
-// await waits for an event in the life of the reader, which must not end first.
+// await waits for an event of the process. It is an error if the process exits
+// first.
 func (r *reader) await(ctx context.Context, event <-chan struct{}) error {
 	select {
 	case <-event:
@@ -225,17 +192,7 @@ func (r *reader) await(ctx context.Context, event <-chan struct{}) error {
 	}
 }
 
-// wait waits for the end of the process.
-func (r *reader) wait(ctx context.Context) error {
-	select {
-	case <-r.ended:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// kill ends the process by SIGKILL if it runs, and waits until it is gone.
+// kill kills the process if it runs, and waits for its end.
 func (r *reader) kill() {
 	if r.cmd == nil {
 		return
@@ -245,7 +202,7 @@ func (r *reader) kill() {
 	<-r.ended
 }
 
-// saw reports whether the reader has ended well and seen the bytes with that hash.
+// saw reports whether the process succeeded and read the bytes with that hash.
 func (r *reader) saw(want []byte) bool {
 	return r.cmd.ProcessState.Success() && bytes.Equal(r.sum, want)
 }

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// dieWithUs has the system kill the command, and all that it starts, when this
-// process ends before it calls survive: they are in a job whose only handle is
-// this process's. If there can be none, they are not killed.
+// dieWithUs makes the system kill the command, and all that it starts, when this
+// process exits before it calls survive: they are in a job whose only handle is in
+// this process. If the job cannot be created, they are not killed.
 func dieWithUs(*exec.Cmd) (survive func()) {
 	job, err := windows.CreateJobObject(nil, nil)
 	if err != nil {
@@ -24,7 +24,7 @@ func dieWithUs(*exec.Cmd) (survive func()) {
 	}
 	err = limit(windows.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE)
 	if err == nil {
-		err = windows.AssignProcessToJobObject(job, windows.CurrentProcess()) // and so what it starts
+		err = windows.AssignProcessToJobObject(job, windows.CurrentProcess()) // and so the processes it starts
 	}
 	if err != nil {
 		limit(0)

@@ -4,10 +4,10 @@ package main
 
 import "os"
 
-// killedStatus is what package os says of a process that Kill has ended.
+// killedStatus is how package os describes a process that Kill has ended.
 const killedStatus = "exit status 1"
 
 var forwarded []os.Signal
 
-// inForeground is true: a console sends Ctrl-C to all processes of it.
+// inForeground returns true: a console sends Ctrl-C to all its processes.
 func inForeground() bool { return true }

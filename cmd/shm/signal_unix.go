@@ -9,19 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killedStatus is what package os says of a process that Kill has ended.
+// killedStatus is how package os describes a process that Kill has ended.
 const killedStatus = "signal: killed"
 
-// forwarded are the signals that run and hold forward to CMD, besides those that
-// ask every command to end.
+// forwarded are the signals that run and hold forward to CMD, in addition to
+// those that ask every command to exit.
 var forwarded = []os.Signal{syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM}
 
 // inForeground reports whether this process is in the foreground process group
-// of its terminal, and so gets the signals of Ctrl-C and Ctrl-\ from it.
+// of its terminal, from which it then gets the signals of Ctrl-C and Ctrl-\.
 func inForeground() bool {
 	tty, err := unix.Open("/dev/tty", unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return false // there is none
+		return false // no terminal
 	}
 	defer unix.Close(tty)
 	group, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)

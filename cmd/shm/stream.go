@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -15,7 +17,7 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// blockFlags say how a block is made.
+// blockFlags are the properties of a new block.
 type blockFlags struct {
 	size   byteSize
 	perm   permissions
@@ -25,8 +27,8 @@ type blockFlags struct {
 func (b *blockFlags) add(cmd *cobra.Command, size string) {
 	b.perm = 0o600
 	cmd.Flags().Var(&b.size, "size", size)
-	cmd.Flags().Var(&b.perm, "perm", "permissions of a block that is made")
-	cmd.Flags().BoolVar(&b.sparse, "sparse", false, "use memory as bytes are written instead of reserving it")
+	cmd.Flags().Var(&b.perm, "perm", "permissions of a new block")
+	cmd.Flags().BoolVar(&b.sparse, "sparse", false, "allocate memory when bytes are written instead of reserving it")
 	cmd.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions)
 	cmd.RegisterFlagCompletionFunc("perm", cobra.NoFileCompletions)
 }
@@ -49,28 +51,27 @@ func putCommand() *cobra.Command {
 	var f putFlags
 	cmd := &cobra.Command{
 		Use:   "put NAME",
-		Short: "Make a block from standard input",
-		Long: `Put makes the block NAME and streams standard input into it.
+		Short: "Create a block from standard input",
+		Long: `Put creates the block NAME and streams standard input into it.
 
-The block is persistent: it stays when put is done, until "shm rm NAME". With
---hold it is not; instead put prints "holding NAME" once all input is in the
-block, and stays attached until Ctrl-C or SIGTERM, which is its normal end. The
-block is then gone as soon as nobody else is attached to it.
+The block is persistent: it stays after put has exited, until "shm rm NAME". With
+--hold it is not persistent: put prints "holding NAME" once all input is in the
+block, stays attached until Ctrl-C or SIGTERM, and then exits with status 0. The
+block is removed when no other process is attached to it any more.
 
-The block has room for exactly the input if that is a file. Of a pipe nobody
-knows how much will come: the block then has room for 1GiB, or --size, of which
-only as much memory is used as is written. Input that does not fit is an error.
+If the input is a file, the block has room for exactly its bytes. The length of a
+pipe is not known in advance: the block then has room for 1GiB, or --size, and
+uses only as much memory as is written. Input that does not fit is an error.
 
-A block that exists already is an error. With --force it gets the new content
-instead, seen by everybody who is attached to it; it stays what it is otherwise,
-and the flags on how to make a block do not count.
+It is an error if the block exists. With --force, put replaces its content, which
+all attached processes see, and the flags for a new block have no effect.
 
-If put takes longer than a second it shows on a terminal how far it is, unless
-its input is typed there.
+If put takes longer than a second, it shows its progress on a terminal, unless
+the input is typed there.
 
-Other processes can attach and read along while put is at work. If put fails or
-is interrupted, a block that it made is removed, and one that existed keeps what
-it got.`,
+Other processes can attach and read while put is writing. If put fails or is
+interrupted, it removes a block that it has created; a block that existed keeps
+what was written to it.`,
 		Example: `  shm put frames <video.raw
   tar c . | shm put backup --size 4GiB
   shm put config --hold <config.json &`,
@@ -78,7 +79,7 @@ it got.`,
 			if !f.force {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}
-			return completeNames(1, managed)(cmd, args, "")
+			return completeNames(1, false)(cmd, args, "")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := untilSignal(cmd.Context())
@@ -86,13 +87,13 @@ it got.`,
 			return put(ctx, args[0], os.Stdin, cmd.OutOrStdout(), f)
 		},
 	}
-	f.add(cmd, "room in a block that is made (default: the size of the input, 1GiB for a pipe)")
-	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "replace the content of a block that exists")
+	f.add(cmd, "capacity of a new block (default: the size of the input, 1GiB for a pipe)")
+	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "replace the content of an existing block")
 	cmd.Flags().BoolVar(&f.hold, "hold", false, "stay attached instead of making the block persistent")
 	return cmd
 }
 
-func put(ctx context.Context, name string, in *os.File, out io.Writer, f putFlags) (err error) {
+func put(ctx context.Context, name string, in *os.File, out io.Writer, f putFlags) error {
 	src, err := newSource(in)
 	if err != nil {
 		return err
@@ -102,18 +103,15 @@ func put(ctx context.Context, name string, in *os.File, out io.Writer, f putFlag
 		return err
 	}
 	defer seg.Close()
-	if src.size > seg.Cap() { // before anything is lost
+	if src.size > seg.Cap() { // keep the content of an existing block
 		err = &fs.PathError{Op: "write", Path: seg.Name(), Err: shm.ErrFull}
 	} else {
 		err = seg.Truncate(0)
 	}
 	if err == nil {
-		quiet := isTerminal(in) // where text is being typed
-		err = showing("put", quiet, src.size, seg.Size, func() error {
-			return attempt(ctx, func() error {
-				_, err := io.Copy(seg, src.Reader)
-				return streamError(err, seg.Name(), "read", "standard input")
-			})
+		err = showing(ctx, "put", isTerminal(in), src.size, seg.Size, func() error {
+			_, err := io.Copy(seg, src.Reader)
+			return streamError(err, seg.Name(), "read", "standard input")
 		})
 	}
 	if err != nil {
@@ -135,7 +133,7 @@ func put(ctx context.Context, name string, in *os.File, out io.Writer, f putFlag
 	return holdUntil(ctx, seg, out)
 }
 
-// target returns the block to write to, and whether it is a new one.
+// target returns the block to write to, and whether it was created.
 func (f *putFlags) target(name string, src source) (seg *shm.Segment, made bool, err error) {
 	if name == "" {
 		return nil, false, usageError{errors.New("empty name")}
@@ -145,11 +143,8 @@ func (f *putFlags) target(name string, src source) (seg *shm.Segment, made bool,
 			return seg, false, err
 		}
 	}
-	room, reserve := src.room(int64(f.size))
-	opts := f.options()
-	if !reserve && !f.sparse {
-		opts = append(opts, shm.Sparse())
-	}
+	room, opts := src.room(int64(f.size))
+	opts = append(opts, f.options()...)
 	if !f.hold {
 		opts = append(opts, shm.Persistent())
 	}
@@ -162,26 +157,25 @@ func getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Write a block to standard output",
-		Long: `Get streams the block NAME to standard output, up to the last byte that is in
-it. It also takes the blocks without a header that other programs make with
-shm_open.
+		Long: `Get streams the block NAME to standard output, up to its size. It also reads
+blocks without a header, which other programs create by shm_open.
 
-Binary data is not written to a terminal, which could take it for commands,
-except with --force. Data is binary if its first 64KiB have a zero byte or are
-not UTF-8.
+Get does not write binary data to a terminal, which could interpret it as
+commands, except with --force. Data is binary if its first 64KiB contain a zero
+byte or are not UTF-8.
 
-If get takes longer than a second it shows on a terminal how far it is, unless
-its output is a terminal or a pipe, of which the reader may use the terminal.`,
+If get takes longer than a second, it shows its progress on a terminal, unless its
+output is a terminal, or a pipe whose reader may be using the terminal.`,
 		Example: `  shm get frames >video.raw
   shm get frames | head -c 16 | xxd`,
-		ValidArgsFunction: completeNames(1, everyBlock),
+		ValidArgsFunction: completeNames(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
 			return get(ctx, args[0], os.Stdout, force)
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "write binary data to a terminal as well")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "write binary data even to a terminal")
 	return cmd
 }
 
@@ -196,12 +190,8 @@ func get(ctx context.Context, name string, out *os.File, force bool) error {
 	defer seg.Close()
 	quiet := isTerminal(out)
 	if quiet && !force {
-		binary, err := isBinary(seg)
-		if err != nil {
+		if err := checkText(seg); err != nil {
 			return err
-		}
-		if binary {
-			return fmt.Errorf("get %s: binary data is not for a terminal; use a file or a pipe, or --force", seg.Name())
 		}
 	}
 	if info, err := out.Stat(); err == nil && info.Mode().Type() == fs.ModeNamedPipe {
@@ -211,42 +201,92 @@ func get(ctx context.Context, name string, out *os.File, force bool) error {
 		n, _ := seg.Seek(0, io.SeekCurrent)
 		return n
 	}
-	err = showing("get", quiet, seg.Size(), done, func() error {
-		return attempt(ctx, func() error {
-			_, err := io.Copy(out, seg)
-			return err
-		})
+	return showing(ctx, "get", quiet, seg.Size(), done, func() error {
+		_, err := io.Copy(out, seg)
+		return streamError(err, seg.Name(), "write", "standard output")
 	})
-	return streamError(err, seg.Name(), "write", "standard output")
 }
 
-// isBinary guesses by the first bytes of a block whether they are text.
-func isBinary(seg *shm.Segment) (bool, error) {
-	first := make([]byte, 64<<10)
-	n, err := seg.ReadAt(first, 0)
+// checkText returns an error if the block begins with binary data.
+func checkText(seg *shm.Segment) error {
+	text := make([]byte, 64<<10)
+	n, err := seg.ReadAt(text, 0)
 	if err != nil && err != io.EOF {
-		return false, err
+		return err
 	}
-	if first = first[:n]; err == nil { // the last rune may be cut off
-		for i := 1; i <= min(n, utf8.UTFMax); i++ {
-			if at := n - i; utf8.RuneStart(first[at]) {
-				if !utf8.FullRune(first[at:]) {
-					first = first[:at]
-				}
-				break
-			}
+	for text = text[:n]; len(text) > 0; {
+		r, size := utf8.DecodeRune(text)
+		bad := r == utf8.RuneError && size == 1
+		if bad && err == nil && !utf8.FullRune(text) {
+			break // cut off after 64 KiB
 		}
+		if bad || r == 0 {
+			return fmt.Errorf("get %s: binary data is not for a terminal; use a file or a pipe, or --force", seg.Name())
+		}
+		text = text[size:]
 	}
-	return bytes.IndexByte(first, 0) >= 0 || !utf8.Valid(first), nil
+	return nil
 }
 
-// streamError returns err of a copy between the block called name and another
-// stream, which it names if it was that which failed and does not say so.
+// source is a stream that fills a block.
+type source struct {
+	io.Reader
+	size  int64            // -1 if it is not known in advance
+	again func() io.Reader // returns the same bytes again; nil if they cannot be read twice
+}
+
+// newSource returns f from its offset on. A regular file of size 0 may be one that
+// is generated when it is read, as in /proc: whether it is empty is found by reading.
+func newSource(f *os.File) (source, error) {
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		err = &fs.PathError{Op: "read", Path: f.Name(), Err: syscall.EISDIR}
+	}
+	if err != nil {
+		return source{}, fileError{err}
+	}
+	if !info.Mode().IsRegular() {
+		return source{Reader: f, size: -1}, nil
+	}
+	from, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return source{}, fileError{err}
+	}
+	if size := info.Size() - from; size > 0 {
+		again := func() io.Reader { return io.NewSectionReader(f, from, size) }
+		return source{Reader: f, size: size, again: again}, nil
+	}
+	first := make([]byte, 1)
+	switch _, err := io.ReadFull(f, first); err {
+	case nil:
+		return source{Reader: io.MultiReader(bytes.NewReader(first), f), size: -1}, nil
+	case io.EOF:
+		return source{Reader: f, size: 0}, nil
+	default:
+		return source{}, fileError{err}
+	}
+}
+
+// unknownRoom is the capacity of a block for a source of unknown size.
+const unknownRoom = 1 << 30
+
+// room returns the capacity of a block for the source, unless wanted is set, and
+// options: the memory is not reserved if the size of the source is unknown.
+func (s source) room(wanted int64) (capacity int64, opts []shm.Option) {
+	if s.size < 0 {
+		return cmp.Or(wanted, unknownRoom), []shm.Option{shm.Sparse()}
+	}
+	return cmp.Or(wanted, s.size, 1), nil // the least capacity of a block is 1
+}
+
+// streamError returns the error of a copy between the block called name and
+// another stream. An error that does not name a path is given the name of that
+// stream.
 func streamError(err error, name, op, stream string) error {
 	var path *fs.PathError
 	switch {
-	case err == nil || errors.As(err, new(signalError)):
-		return err
+	case err == nil:
+		return nil
 	case !errors.As(err, &path):
 		err = &fs.PathError{Op: op, Path: stream, Err: err}
 	case path.Path == name:

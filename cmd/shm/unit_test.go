@@ -50,8 +50,8 @@ func TestMessagesAndStatus(t *testing.T) {
 		{fileError{&fs.PathError{Op: "write", Path: "x", Err: syscall.EPIPE}}, "", 141},
 		{&fs.PathError{Op: "write", Path: "x", Err: syscall.EPIPE}, "", 141},
 		{usageError{errors.New("no command")}, "no command", 2},
-		{signalError{os.Interrupt}, "", 130},
-		{signalError{syscall.SIGTERM}, "", 143},
+		{signalError(os.Interrupt), "", 130},
+		{signalError(syscall.SIGTERM), "", 143},
 		{exitStatus(7), "", 7},
 	} {
 		if got := message(test.err); got != test.text {

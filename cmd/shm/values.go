@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"math"
@@ -10,19 +11,13 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// byteSize is a number of bytes as a flag.
+// byteSize is a flag for a number of bytes.
 type byteSize int64
 
-func (s *byteSize) String() string {
-	if *s == 0 {
-		return ""
-	}
-	return strings.ReplaceAll(humanize.IBytes(uint64(*s)), " ", "")
-}
+func (s *byteSize) String() string { return strconv.FormatInt(int64(*s), 10) }
+func (s *byteSize) Type() string   { return "SIZE" }
 
-func (s *byteSize) Type() string { return "SIZE" }
-
-// Set takes a bare K, M, G and so on for powers of 1024, as dd, head and
+// Set takes K, M, G and so on without B as powers of 1024, as dd, head and
 // truncate do.
 func (s *byteSize) Set(text string) error {
 	if last := len(text) - 1; last > 0 && strings.IndexByte("kKmMgGtTpPeE", text[last]) >= 0 {
@@ -30,13 +25,13 @@ func (s *byteSize) Set(text string) error {
 	}
 	n, err := humanize.ParseBytes(text)
 	if err != nil || n < 1 || n > math.MaxInt64 {
-		return fmt.Errorf("not a size of 1 byte or more, such as 4096 or 64MiB")
+		return errors.New("not a size of 1 byte or more, such as 4096 or 64MiB")
 	}
 	*s = byteSize(n)
 	return nil
 }
 
-// permissions are permission bits, in octal, as a flag.
+// permissions is a flag for permission bits in octal.
 type permissions fs.FileMode
 
 func (p *permissions) String() string { return fmt.Sprintf("%#o", *p) }
@@ -45,23 +40,16 @@ func (p *permissions) Type() string   { return "MODE" }
 func (p *permissions) Set(text string) error {
 	n, err := strconv.ParseUint(text, 8, 32)
 	if err != nil || fs.FileMode(n)&^fs.ModePerm != 0 {
-		return fmt.Errorf("not octal permissions such as 0640")
+		return errors.New("not octal permissions such as 0640")
 	}
 	*p = permissions(n)
 	return nil
 }
 
-// iec returns n for people, in powers of 1024.
+// iec formats n bytes in powers of 1024.
 func iec(n int64) string {
 	if n < 1<<10 {
 		return fmt.Sprintf("%d B", max(n, 0))
 	}
 	return humanize.IBytesN(uint64(n), 3)
-}
-
-func plural(n int, word string) string {
-	if n == 1 {
-		return "1 " + word
-	}
-	return fmt.Sprintf("%d %ss", n, word)
 }

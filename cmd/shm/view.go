@@ -1,42 +1,43 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/jedib0t/go-pretty/v6/progress"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 	"golang.org/x/term"
 )
 
-// view shows a demo while it runs. Its methods are safe for concurrent use.
+// view shows the progress of a demo. Its methods are safe for concurrent use.
 type view interface {
 	event(format string, args ...any)
 	progress(size int64) // of the block
-	read(r *reader)      // r.read has changed
+	read(r *reader)      // after r.read has changed
 	killed(r *reader)
 	wrote(n int64, took time.Duration)
-	done(r *reader) // well or not
+	done(r *reader) // after r.ended, unless killed
 	stop()
 }
 
-// lines shows a line for every event, and how far things are once a second.
+// lines prints a line for every event, and the progress once a second.
 type lines struct {
 	out   io.Writer
 	total int64 // -1 if unknown
 
-	mu   sync.Mutex // guards what follows, and out
-	last time.Time
-	size int64 // at last
+	mu   sync.Mutex // guards the fields below, and out
+	last time.Time  // of the last progress, or the start
+	size int64      // at last
 }
 
 func (l *lines) event(format string, args ...any) {
@@ -48,11 +49,7 @@ func (l *lines) event(format string, args ...any) {
 func (l *lines) progress(size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	if l.last.IsZero() {
-		l.last = now
-	}
-	since := now.Sub(l.last)
+	since := time.Since(l.last)
 	if since < time.Second {
 		return
 	}
@@ -61,7 +58,7 @@ func (l *lines) progress(size int64) {
 		of = " of " + iec(l.total)
 	}
 	fmt.Fprintf(l.out, "wrote %s%s, %s\n", iec(size), of, speed(size-l.size, since))
-	l.last, l.size = now, size
+	l.last, l.size = l.last.Add(since), size
 }
 
 func (l *lines) read(*reader)   {}
@@ -84,7 +81,7 @@ func (l *lines) done(r *reader) {
 type screen struct {
 	progress.Writer
 	total    int64         // of every bar, -1 if unknown
-	rendered chan struct{} // closed when Render is done
+	rendered chan struct{} // closed when Render has returned
 }
 
 // bars shows a bar for the writer and one for each reader.
@@ -95,16 +92,16 @@ type bars struct {
 	victim  atomic.Pointer[bar] // nil until it is killed
 }
 
-// bar is a tracker with a text behind it that tells more than go-pretty would.
+// bar is a tracker followed by a text with more than go-pretty would show.
 type bar struct {
 	*progress.Tracker
 	name  string
 	start time.Time
 }
 
-// redraw is a terminal on which go-pretty draws over what it has drawn. It goes
-// some lines up for that, from the column where the cursor is: after the "^C" of
-// the terminal that is not the first.
+// redraw is a terminal on which go-pretty redraws its lines. It moves the cursor
+// up to the first of them, but stays in the column of the cursor, which after the
+// "^C" that the terminal echoes is not the first.
 type redraw struct{ io.Writer }
 
 func (r redraw) Write(p []byte) (int, error) {
@@ -134,6 +131,10 @@ func newScreen(out *os.File, total int64) *screen {
 	style.Options.Separator = "  "
 	style.Visibility = progress.StyleVisibility{Percentage: true, Tracker: true}
 	b.SetStyle(style)
+	go func() {
+		b.Render()
+		close(b.rendered)
+	}()
 	return b
 }
 
@@ -147,66 +148,58 @@ func (b *screen) add(name string) *bar {
 	return t
 }
 
-func (b *screen) begin() {
-	go func() {
-		b.Render()
-		close(b.rendered)
-	}()
-}
-
 func newBars(out *os.File, total int64, readers []*reader) *bars {
 	b := &bars{screen: newScreen(out, total)}
 	b.writer = b.add("writer")
 	for _, r := range readers {
 		b.readers = append(b.readers, b.add(fmt.Sprintf("reader %d", r.number)))
 	}
-	b.begin()
 	return b
 }
 
-// showing calls f, and shows on standard error how far it is if it takes longer
-// than a second and that is a terminal, unless quiet.
-func showing(name string, quiet bool, total int64, done func() int64, f func() error) error {
+// showing calls f, and returns the cause of ctx if that is cancelled first. If f
+// takes longer than a second, it shows the progress on standard error, unless that
+// is no terminal or quiet is set.
+func showing(ctx context.Context, name string, quiet bool, total int64, done func() int64, f func() error) error {
+	start, ended := time.Now(), begin(f)
+	next := time.After(time.Second)
 	if quiet || !canShow(os.Stderr) {
-		return f()
+		next = nil
 	}
-	start := time.Now()
-	ended := make(chan error, 1)
-	go func() { ended <- f() }()
-	select {
-	case err := <-ended:
-		return err
-	case <-time.After(time.Second):
-	}
-	s := newScreen(os.Stderr, total)
-	t := s.add(name)
-	t.start = start
-	s.begin()
-	defer s.stop()
-	ticker := time.NewTicker(50 * time.Millisecond)
-	defer ticker.Stop()
+	var t *bar
 	for {
-		t.progress(done())
 		select {
 		case err := <-ended:
-			if err == nil {
-				t.full(done())
+			if t != nil {
+				if err == nil {
+					t.full(done())
+				}
+				t.progress(done())
+			}
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-next:
+			if t == nil {
+				s := newScreen(os.Stderr, total)
+				t = s.add(name)
+				t.start = start
+				defer s.stop()
 			}
 			t.progress(done())
-			return err
-		case <-ticker.C:
+			next = time.After(50 * time.Millisecond)
 		}
 	}
 }
 
-// canShow reports whether out is a terminal that bars can be drawn on.
+// canShow reports whether out is a terminal that can show bars.
 func canShow(out *os.File) bool {
 	return isTerminal(out) && os.Getenv("TERM") != "dumb"
 }
 
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
-	// Fd changes the mode of a pipe.
+	// Only then Fd, which makes a pipe blocking.
 	return err == nil && info.Mode()&fs.ModeCharDevice != 0 && term.IsTerminal(int(f.Fd()))
 }
 
@@ -224,8 +217,8 @@ func (b *bars) progress(size int64) {
 	b.bound(size)
 }
 
-// bound shows the victim's bar as a part of what there is while nobody knows how
-// much will come, as bars of an unknown end keep moving.
+// bound shows the victim's bar as its part of size while the total is unknown: a
+// bar without an end would keep moving.
 func (b *bars) bound(size int64) {
 	if v := b.victim.Load(); v != nil && b.total <= 0 {
 		v.full(size)
@@ -260,24 +253,22 @@ func (b *bars) done(r *reader) {
 	t.show(n, speed(n, r.took))
 }
 
-// full makes the bar one of which the end is known.
+// full sets n as the end of the bar.
 func (t *bar) full(n int64) { t.UpdateTotal(max(n, 1)) }
 
 func (b *screen) stop() {
-	// Stop does nothing before Render has come as far as to look for it.
-	ticker := time.NewTicker(time.Millisecond)
-	defer ticker.Stop()
+	// Stop has no effect until Render has reached a certain point: repeat it.
 	for {
 		b.Stop()
 		select {
 		case <-b.rendered:
 			return
-		case <-ticker.C:
+		case <-time.After(time.Millisecond):
 		}
 	}
 }
 
-// speed returns n bytes in that time for people.
+// speed formats the speed of n bytes in that time.
 func speed(n int64, took time.Duration) string { return perSecond(n, took) + " MiB/s" }
 
 func perSecond(n int64, took time.Duration) string {
@@ -291,88 +282,56 @@ func perSecond(n int64, took time.Duration) string {
 	return humanize.Comma(int64(mib))
 }
 
-// report prints what the run has shown and returns nil if all of it held.
+// report prints the results of the run and returns an error if a check has failed.
 func (d *demo) report(out *os.File) error {
-	paint := func(c text.Color, s string) string { return s }
-	if isTerminal(out) {
-		paint = func(c text.Color, s string) string { return c.Sprint(s) }
-	}
 	failures := 0
 	mark := func(ok bool) string {
+		word, color := "ok", text.FgGreen
 		if !ok {
 			failures++
-			return paint(text.FgRed, "FAILED")
+			word, color = "FAILED", text.FgRed
 		}
-		return paint(text.FgGreen, "ok")
+		if isTerminal(out) {
+			word = color.Sprint(word)
+		}
+		return word
 	}
 
-	streams := newTable()
-	alignRight(streams, 3, 4, 5)
+	streams := newTable(3, 4, 5)
 	streams.AppendHeader(table.Row{"", "STREAM", "BYTES", "TIME", "MiB/s", "SHA-256"})
-	stream := func(name string, n int64, took time.Duration, note, mark string) {
+	stream := func(name string, n int64, took time.Duration, note string, ok bool) {
 		duration := "-"
 		if took > 0 {
 			duration = fmt.Sprintf("%.3f s", took.Seconds())
 		}
-		streams.AppendRow(table.Row{mark, name, humanize.Comma(n), duration, perSecond(n, took), note})
+		streams.AppendRow(table.Row{mark(ok), name, humanize.Comma(n), duration, perSecond(n, took), note})
 	}
-	stream("writer", d.wrote, d.took, short(d.want[:]), mark(true))
-	equal := 0
+	stream("writer", d.wrote, d.took, short(d.want[:]), true)
 	for _, r := range d.readers {
-		name, n := fmt.Sprintf("reader %d", r.number), r.read.Load()
+		note, ok := r.status, false
 		switch {
 		case r.killed:
-			stream(name, n, 0, "killed on the way", mark(d.survived))
-		case r.saw(d.want[:]):
-			equal++
-			stream(name, n, r.took, short(r.sum), mark(true))
+			note, ok = "killed on the way", d.survived
 		case r.sum != nil:
-			stream(name, n, r.took, short(r.sum), mark(false))
-		default:
-			stream(name, n, 0, r.status, mark(false))
+			note, ok = short(r.sum), r.saw(d.want[:])
 		}
+		stream(fmt.Sprintf("reader %d", r.number), r.read.Load(), r.took, note, ok)
 	}
 
 	checks := newTable()
 	checks.AppendHeader(table.Row{"", "CHECK", "RESULT"})
-	check := func(what, result string, ok bool) { checks.AppendRow(table.Row{mark(ok), what, result}) }
-	var order []string // of events, of which several can be alike
-	counts := map[string][]string{}
-	good := map[string]bool{}
-	for _, c := range d.counts {
-		if counts[c.when] == nil {
-			order = append(order, c.when)
-			good[c.when] = true
-		}
-		counts[c.when] = append(counts[c.when], fmt.Sprint(c.got))
-		good[c.when] = good[c.when] && c.got == c.want
+	for _, c := range d.checks {
+		checks.AppendRow(table.Row{mark(c.ok), c.what, c.result})
 	}
-	for _, when := range order {
-		result := strings.Join(counts[when], " ")
-		if when == eventKilled || when == eventDone {
-			result += " (one killed is counted until the block ends)"
-		}
-		check("attachments, "+when, result, good[when])
-	}
-	readers := len(d.readers) - 1
-	check("block survived SIGKILL", fmt.Sprintf("%s written after it", iec(d.after)), d.survived)
-	check("hashes equal", fmt.Sprintf("%d of %d", equal, readers), equal == readers)
-	gone := "gone after the last Close"
-	if len(d.left) > 0 {
-		gone = strings.Join(d.left, ", ")
-	}
-	check("name "+d.seg.Name(), gone, len(d.left) == 0)
 
-	for _, part := range []any{"", streams.Render(), "", checks.Render()} {
-		if _, err := fmt.Fprintln(out, part); err != nil {
-			return fileError{err}
-		}
+	if _, err := fmt.Fprintf(out, "\n%s\n\n%s\n", streams.Render(), checks.Render()); err != nil {
+		return fileError{err}
 	}
 	if failures > 0 {
-		return fmt.Errorf("demo: %s", plural(failures, "failed check"))
+		return fmt.Errorf("demo: %s", english.Plural(failures, "failed check", ""))
 	}
 	return nil
 }
 
-// short returns the beginning of a hash.
+// short returns the first digits of a hash.
 func short(sum []byte) string { return hex.EncodeToString(sum[:8]) + "…" }
