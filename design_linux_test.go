@@ -1,10 +1,17 @@
 package shm
 
 import (
+	"errors"
 	"fmt"
+	"go/ast"
+	"go/build"
+	"go/parser"
+	"go/token"
+	"go/types"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -61,6 +68,57 @@ func TestDesign(t *testing.T) {
 		}
 	}
 }
+
+// TestFloors holds every file to what docs/design-layers.svg shows: that it uses files
+// below it, and none above or beside it.
+func TestFloors(t *testing.T) {
+	floor := map[string]int{} // larger is lower
+	boxes := regexp.MustCompile(`<text class="file mid"[^>]* y="(\d+)">(\w+\.go)<`)
+	for _, m := range boxes.FindAllStringSubmatch(read(t, "docs/design-layers.svg"), -1) {
+		floor[m[2]], _ = strconv.Atoi(m[1])
+	}
+	dir, err := build.ImportDir(".", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fset := token.NewFileSet()
+	var files []*ast.File
+	for _, name := range dir.GoFiles {
+		if floor[name] == 0 && name != "doc.go" && !strings.HasPrefix(name, "platform_") {
+			t.Errorf("%s is not in the picture", name)
+		}
+		f, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	// What is imported does not matter, so it is left unknown.
+	uses := map[*ast.Ident]types.Object{}
+	conf := types.Config{Importer: noImports{}, Error: func(error) {}}
+	pkg, _ := conf.Check("shm", fset, files, &types.Info{Uses: uses})
+	between := 0
+	for id, object := range uses {
+		if object.Pkg() != pkg {
+			continue
+		}
+		from, to := fset.Position(id.Pos()).Filename, fset.Position(object.Pos()).Filename
+		if from == to || floor[from] == 0 || floor[to] == 0 {
+			continue
+		}
+		between++
+		if floor[from] >= floor[to] {
+			t.Errorf("%s uses %s of %s, which is not below it", from, object.Name(), to)
+		}
+	}
+	if between < 100 {
+		t.Errorf("%d uses between files: most were not found", between)
+	}
+}
+
+type noImports struct{}
+
+func (noImports) Import(path string) (*types.Package, error) { return nil, errors.New(path) }
 
 func read(t *testing.T, path string) string {
 	t.Helper()

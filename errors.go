@@ -32,7 +32,7 @@ var (
 	ErrNoSpace = object.ErrNoSpace
 
 	// ErrCorrupt is returned for a block whose header is damaged.
-	ErrCorrupt = errors.New("damaged block header")
+	ErrCorrupt = object.ErrCorrupt
 
 	// ErrNotSegment is returned for an object without a header: a block of another
 	// program (see Headerless), or no block at all.

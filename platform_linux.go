@@ -201,11 +201,11 @@ func openObject(name string, write bool) (*tmpfsObject, error) {
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ETXTBSY):
 		// A symbolic link, a directory, a socket or a device without driver, a
 		// program that is running: open(2).
-		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
+		return nil, fmt.Errorf("%w: %w", object.ErrNotSegment, err)
 	case errors.Is(err, unix.EROFS): // mounted read-only, as in a container
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, err)
 	case errors.Is(err, unix.EAGAIN): // another process has a lease on it: F_SETLEASE of fcntl(2)
-		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+		return nil, fmt.Errorf("%w: %w", object.ErrBusy, err)
 	case err != nil:
 		return nil, err
 	}
@@ -236,7 +236,7 @@ func (o *tmpfsObject) Stat() (object.Stat, error) {
 	}, nil
 }
 
-var errNotRegular = fmt.Errorf("%w: not a regular file", ErrNotSegment)
+var errNotRegular = fmt.Errorf("%w: not a regular file", object.ErrNotSegment)
 
 // tmpfsDevice is the number of a device known to be a tmpfs, 0 for none yet.
 var tmpfsDevice atomic.Uint64
@@ -412,7 +412,7 @@ func (o *tmpfsObject) lock(kind int16, at int64) error {
 	lock := unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: at, Len: 1}
 	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &lock)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		return ErrBusy
+		return object.ErrBusy
 	}
 	return err
 }
@@ -423,7 +423,7 @@ func (o *tmpfsObject) Join() error    { return o.lock(unix.F_RDLCK, lifeByte) }
 
 func (o *tmpfsObject) Alone() (bool, error) {
 	err := o.lock(unix.F_WRLCK, lifeByte)
-	if errors.Is(err, ErrBusy) {
+	if errors.Is(err, object.ErrBusy) {
 		return false, nil
 	}
 	return err == nil, err
@@ -520,7 +520,7 @@ func (tmpfs) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
 	case errors.Is(err, unix.ENOENT):
 		return 0, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
 	case errors.Is(err, unix.EAGAIN): // another process has a lease on it: F_SETLEASE of fcntl(2)
-		return 0, fmt.Errorf("%w: %w", ErrBusy, err)
+		return 0, fmt.Errorf("%w: %w", object.ErrBusy, err)
 	}
 	return uintptr(own), err
 }
@@ -534,7 +534,7 @@ func (tmpfs) Adopt(fd uintptr, size int64, sparse bool) (object.Object, error) {
 		}
 		if st, err := o.Stat(); err != nil || st.Size != size || !o.sealed || !o.writable {
 			o.Close()
-			return nil, fmt.Errorf("%w: memory of %d bytes, sealed %v, writable %v: want %d bytes", ErrCorrupt, st.Size, o.sealed, o.writable, size)
+			return nil, fmt.Errorf("%w: memory of %d bytes, sealed %v, writable %v: want %d bytes", object.ErrCorrupt, st.Size, o.sealed, o.writable, size)
 		}
 		return o, nil
 	})
@@ -608,7 +608,7 @@ func fromFD(fd uintptr) (*tmpfsObject, error) {
 	// The kernel alone answers this, and only for memory: fcntl(2).
 	seals, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
+		return nil, fmt.Errorf("%w: %w", object.ErrNotSegment, err)
 	}
 	writable, err := sysunix.Writable(fd)
 	if err != nil {
@@ -648,7 +648,7 @@ func (o *tmpfsObject) reopen(readOnly bool) (fd int, err error) {
 	case errors.Is(err, unix.ENOENT):
 		return 0, fmt.Errorf("%w: no /proc: %w", errors.ErrUnsupported, err)
 	case errors.Is(err, unix.EAGAIN): // a lease, as in openObject
-		return 0, fmt.Errorf("%w: %w", ErrBusy, err)
+		return 0, fmt.Errorf("%w: %w", object.ErrBusy, err)
 	}
 	return fd, err
 }

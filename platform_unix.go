@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/sysunix"
 )
 
@@ -26,7 +27,7 @@ func readFD(fd uintptr, p []byte) (int, error) {
 	n, err := sysunix.Retry(func() (int, error) { return unix.Read(int(fd), p) })
 	switch {
 	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
+		return 0, object.ErrFault
 	case err != nil:
 		return 0, ioErr("read", err)
 	case n == 0:
@@ -40,7 +41,7 @@ func writeFD(fd uintptr, p []byte) (int, error) {
 	n, err := sysunix.Retry(func() (int, error) { return unix.Write(int(fd), p) })
 	switch {
 	case errors.Is(err, unix.EFAULT):
-		return 0, ErrFault
+		return 0, object.ErrFault
 	case err != nil:
 		return 0, ioErr("write", err)
 	case n == 0: // a driver that takes nothing would have us try for ever

@@ -99,7 +99,7 @@ func (sections) Create(name string, size int64, opts object.Options) (object.Obj
 		return nil, fmt.Errorf("%w: the system ends a block with its last handle", errors.ErrUnsupported)
 	}
 	if size > maxSize {
-		return nil, object.TooLargeError{Err: ErrNoSpace}
+		return nil, object.TooLargeError{Err: object.ErrNoSpace}
 	}
 	// The mutex keeps two processes from taking different generations.
 	o := &sectionObject{name: name, section: name, writable: true, managed: !opts.Headerless}
@@ -111,7 +111,7 @@ func (sections) Create(name string, size int64, opts object.Options) (object.Obj
 	if err != nil {
 		o.Leave()
 		o.Close()
-		if errors.Is(err, ErrBusy) {
+		if errors.Is(err, object.ErrBusy) {
 			err = object.RetryError{Err: err}
 		}
 		return nil, err
@@ -200,7 +200,7 @@ func (o *sectionObject) published() error {
 	if errors.Is(err, fs.ErrNotExist) || o.marked() {
 		return nil
 	}
-	return object.RetryError{Err: ErrNotSegment}
+	return object.RetryError{Err: object.ErrNotSegment}
 }
 
 // marked reports whether Publish has marked the section, or Unlink after it.
@@ -219,7 +219,7 @@ func (o *sectionObject) mark() string {
 func (o *sectionObject) setMark(mark string) error {
 	n, err := o.WriteAt([]byte(mark), markOffset)
 	if err == nil && n < len(mark) {
-		err = ErrFault
+		err = object.ErrFault
 	}
 	return err
 }
@@ -229,7 +229,7 @@ func openSection(name string, generation int, write bool) (*sectionObject, error
 	var err error
 	o.handle, err = section.Open(o.section, write)
 	if errors.Is(err, windows.ERROR_INVALID_HANDLE) {
-		err = fmt.Errorf("%w: no section: %w", ErrNotSegment, err)
+		err = fmt.Errorf("%w: no section: %w", object.ErrNotSegment, err)
 	}
 	if err != nil {
 		return nil, err
@@ -237,7 +237,7 @@ func openSection(name string, generation int, write bool) (*sectionObject, error
 	// To map a file would be to read it, from wherever it is.
 	ofFile, err := section.OfFile(o.handle)
 	if err == nil && ofFile {
-		err = fmt.Errorf("%w: a section of a file", ErrNotSegment)
+		err = fmt.Errorf("%w: a section of a file", object.ErrNotSegment)
 	}
 	if err == nil {
 		err = o.mapAll()
@@ -309,7 +309,7 @@ func (sections) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
 // reserved.
 func (sections) CreateAnonymous(size int64, _ bool) (object.Object, error) {
 	if size > maxSize {
-		return nil, object.TooLargeError{Err: ErrNoSpace}
+		return nil, object.TooLargeError{Err: object.ErrNoSpace}
 	}
 	h, err := section.CreateAnonymous(size)
 	if err != nil {
@@ -334,7 +334,7 @@ func newSection(h windows.Handle, write bool) (*sectionObject, error) {
 func (sections) FromFD(fd uintptr) (object.Object, error) {
 	h := windows.Handle(fd)
 	if _, err := section.Size(h); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotSegment, err)
+		return nil, fmt.Errorf("%w: %w", object.ErrNotSegment, err)
 	}
 	info, err := objectInformation(h)
 	if err != nil {
@@ -421,7 +421,7 @@ func (o *sectionObject) ReadAt(p []byte, off int64) (int, error) {
 
 func (o *sectionObject) WriteAt(p []byte, off int64) (int, error) {
 	if off >= int64(len(o.view)) {
-		return 0, ErrFault
+		return 0, object.ErrFault
 	}
 	to := o.view[off:]
 	var n uintptr // as above
@@ -468,7 +468,7 @@ func (o *sectionObject) TryLock() error {
 		return err
 	}
 	runtime.UnlockOSThread()
-	return ErrBusy
+	return object.ErrBusy
 }
 
 func (o *sectionObject) Unlock() {
@@ -539,7 +539,7 @@ func (o *sectionObject) Others() (object.Presence, error) {
 		return object.Nobody, nil
 	}
 	switch err := o.TryLock(); {
-	case errors.Is(err, ErrBusy):
+	case errors.Is(err, object.ErrBusy):
 		return object.Deciding, nil
 	case err == nil:
 		defer o.Unlock()
@@ -606,7 +606,7 @@ func spaceErr(err error) error {
 	switch {
 	case errors.Is(err, windows.ERROR_COMMITMENT_LIMIT), errors.Is(err, windows.ERROR_NOT_ENOUGH_MEMORY),
 		errors.Is(err, windows.ERROR_PAGEFILE_QUOTA), errors.Is(err, windows.ERROR_NO_SYSTEM_RESOURCES):
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+		return fmt.Errorf("%w: %w", object.ErrNoSpace, err)
 	}
 	return err
 }

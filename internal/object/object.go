@@ -51,6 +51,7 @@ const HeaderUsed = 512
 // mean to its callers.
 var (
 	ErrBusy       = errors.New("block is locked by another process")
+	ErrCorrupt    = errors.New("damaged block header")
 	ErrFault      = errors.New("memory fault")
 	ErrNoSpace    = errors.New("no space for shared memory")
 	ErrNotSegment = errors.New("not a block with a shm header")
@@ -102,7 +103,8 @@ type System interface {
 
 	// Adopt is CreateAnonymous in memory that another process has created and sent
 	// as fd: size zero bytes, open for writing, whose size no process can change. The
-	// error is errors.ErrUnsupported where processes do not send memory.
+	// error is ErrCorrupt for any other memory, or errors.ErrUnsupported where processes
+	// do not send memory.
 	Adopt(fd uintptr, size int64, sparse bool) (Object, error)
 
 	// Open returns the published object called name, whatever program made it. The
