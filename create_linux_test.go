@@ -65,6 +65,7 @@ func TestFull(t *testing.T) {
 // TestNoRoomForTwo has a block take so much memory that there is none for
 // another: to whoever wants to create it again it is there, not out of space.
 func TestNoRoomForTwo(t *testing.T) {
+	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=8m") {
 		return
@@ -327,6 +328,7 @@ var creatorProgram = proctest.Register("creator", func(p *proctest.Parent) error
 // TestCreateCollision has processes create one name at once, with memory for one
 // of them. One succeeds.
 func TestCreateCollision(t *testing.T) {
+	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=64m") {
 		return

@@ -2,6 +2,7 @@ package shm_test
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"strings"
@@ -46,13 +47,24 @@ func forget(t *testing.T, use func(*shm.Segment)) string {
 	return seg.Name()
 }
 
-// expectDropped tells the check at the end of all tests that the Segments that
-// were dropped during this one were meant to.
-func expectDropped(t *testing.T, name string) {
-	if err := shmtest.Find(); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "finalizer_test.go") {
-		t.Errorf("shmtest.Find: %v", err)
+// dropped are the blocks of Segments that tests have dropped.
+var dropped []string
+
+// verifyDropped returns an error unless shmtest finds all that was dropped, here,
+// and options for it to find nothing else. It waits before it finds anything, so
+// that is done once, when all tests are done.
+func verifyDropped() (opts []shmtest.Option, err error) {
+	if len(dropped) == 0 {
+		return nil, nil
 	}
-	ignored = append(ignored, name)
+	found := shmtest.Find()
+	for _, name := range dropped {
+		if found == nil || !strings.Contains(found.Error(), name) || !strings.Contains(found.Error(), "finalizer_test.go") {
+			err = fmt.Errorf("%s was dropped, but shmtest.Find: %v", name, found)
+		}
+		opts = append(opts, shmtest.IgnoreName(name))
+	}
+	return opts, err
 }
 
 func TestDropped(t *testing.T) {
@@ -64,7 +76,7 @@ func TestDropped(t *testing.T) {
 		t.Errorf("leak %q, %d bytes, created at\n%s", leak.Name, leak.Cap, leak.Stack())
 	}
 	mustNotExist(t, name)
-	expectDropped(t, name)
+	dropped = append(dropped, name)
 }
 
 // TestDroppedWithBytes drops a Segment while a slice of its memory is in use:
@@ -84,7 +96,7 @@ func TestDroppedWithBytes(t *testing.T) {
 	if err := peer.Unlink(); err != nil {
 		t.Error(err)
 	}
-	expectDropped(t, name)
+	dropped = append(dropped, name)
 }
 
 // TestCopyKeeps drops one of two copies of a Segment.
@@ -152,7 +164,7 @@ func TestDropHoldsNothingUp(t *testing.T) {
 				<-reached
 			}
 			for _, name := range names {
-				expectDropped(t, name)
+				dropped = append(dropped, name)
 			}
 		})
 	}
@@ -171,7 +183,7 @@ func TestLeakWarning(t *testing.T) {
 	if s := log.String(); !strings.Contains(s, "level=WARN") || !strings.Contains(s, name) || !strings.Contains(s, "finalizer_test.go") {
 		t.Errorf("logged %s", s)
 	}
-	expectDropped(t, name)
+	dropped = append(dropped, name)
 }
 
 type lockedBuffer struct {

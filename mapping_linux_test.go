@@ -46,6 +46,7 @@ func inUse(t testing.TB, b []byte) bool {
 // TestBytesBudget closes Segments with slices until their addresses come to more
 // than Close keeps: those that were closed first are free again.
 func TestBytesBudget(t *testing.T) {
+	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !limited(t) {
 		return
@@ -433,6 +434,7 @@ func TestClosedAddressSpace(t *testing.T) {
 
 // TestManyClosed keeps more closed Segments than Close keeps addresses of.
 func TestManyClosed(t *testing.T) {
+	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !limited(t) {
 		return

@@ -191,6 +191,7 @@ var lockProgram = proctest.Register("lock", func(p *proctest.Parent) error {
 // one of the same user, as if it had been stopped, and by one of another user
 // that may only read the block.
 func TestLaneHeld(t *testing.T) {
+	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !undisturbed(t) {
 		return

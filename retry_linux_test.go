@@ -134,6 +134,7 @@ func TestCrowd(t *testing.T) {
 // TestOnePatience has a call wait in two loops for a process that was stopped. It
 // has no patience for each.
 func TestOnePatience(t *testing.T) {
+	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !undisturbed(t) {
 		return

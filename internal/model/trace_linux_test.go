@@ -76,11 +76,13 @@ type play struct {
 	calls     []Call
 	meanwhile map[string]func(s stage)
 	system    string // where it can be played; anywhere if empty
+	cued      int
 }
 
 func (p *play) cue(s stage, count map[string]int, step string) {
 	count[step]++
 	if f := p.meanwhile[fmt.Sprint(step, " ", count[step])]; f != nil {
+		p.cued++
 		f(s)
 	}
 }
@@ -116,7 +118,7 @@ func (r *rehearsal) unborn(sizeToo bool) {
 	r.name = d.ino
 }
 
-// run returns the steps of the first process.
+// rehearse returns the steps of the first process.
 func (p *play) rehearse(darwin bool) (trace []string) {
 	sc := &Scenario{Programs: [][]Call{p.calls, nil}, Darwin: darwin}
 	r := &rehearsal{world{Scenario: sc, choice: true}}
@@ -593,6 +595,9 @@ func TestTrace(t *testing.T) {
 			t.Run(name+"/"+what, func(t *testing.T) {
 				real, model := play.perform(t, system), play.rehearse(name == "darwin")
 				t.Log(strings.Join(real, ", "))
+				if len(play.meanwhile) > 0 && play.cued < 2 {
+					t.Error("what should come in between has not")
+				}
 				if !slices.Equal(real, model) {
 					t.Errorf("steps of the library:\n%s\nsteps of the model:\n%s", strings.Join(real, "\n"), strings.Join(model, "\n"))
 				}

@@ -1,4 +1,6 @@
-// Command wine writes what Go programs lack on Wine 8, the one of Debian 12, to
+//go:build ignore
+
+// Wine writes what Go programs lack on Wine 8, the one of Debian 12, to
 // the folder that is its first argument; the second is what go env GOROOT says.
 // It is for .ci/wine alone.
 //
