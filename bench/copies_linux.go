@@ -16,8 +16,8 @@ import (
 
 const capacity = 1 << 20
 
-// memory is the floor: a bare copy from or to mapped memory, with its bounds
-// checked and nothing else guarded.
+// memory is the floor: a copy from or to mapped memory that checks only the
+// bounds.
 type memory struct{ b []byte }
 
 //go:noinline
@@ -36,7 +36,7 @@ func (m *memory) WriteAt(p []byte, off int64) (int, error) {
 	return copy(m.b[off:], p), nil
 }
 
-// Ways to the same bytes, all of which have been touched.
+// Names of contenders.
 const (
 	ours   = "shm"
 	floor  = "bare copy"
@@ -46,7 +46,7 @@ const (
 	gen2   = "gen2brain/shm"
 )
 
-// block makes a block for the time of the contest.
+// block creates a block that exists until the end of the contest.
 func (b *bench) block(size int64, opts ...shm.Option) *shm.Segment {
 	seg := check2(shm.Create("", size, opts...))
 	b.cleanup(func() {
@@ -56,7 +56,7 @@ func (b *bench) block(size int64, opts ...shm.Option) *shm.Segment {
 	return seg
 }
 
-// file makes a file of size bytes in dir.
+// file creates a file of size bytes in dir.
 func (b *bench) file(dir string, size int) *os.File {
 	f := check2(os.CreateTemp(dir, ""))
 	b.cleanup(func() {
@@ -71,7 +71,7 @@ func (b *bench) file(dir string, size int) *os.File {
 	return f
 }
 
-// mapped maps a new nameless object of size bytes on /dev/shm, all touched.
+// mapped maps a new unnamed file of size bytes in /dev/shm, with all its pages.
 func (b *bench) mapped(size int) *memory {
 	fd := check2(unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600))
 	defer unix.Close(fd)
@@ -81,7 +81,7 @@ func (b *bench) mapped(size int) *memory {
 	return &memory{mem}
 }
 
-// readers are all ways to read size bytes of memory at an offset.
+// readers returns the contenders that read from size bytes of memory, by name.
 func (b *bench) readers(size int) map[string]io.ReaderAt {
 	f := b.file(b.dir, size)
 	x := check2(xmmap.Open(f.Name()))
@@ -93,7 +93,7 @@ func (b *bench) readers(size int) map[string]io.ReaderAt {
 	}
 	if id, err := sysv.Get(sysv.IPC_PRIVATE, size, sysv.IPC_CREAT|0o600); err == nil {
 		mem := check2(sysv.At(id, 0, 0))
-		check(sysv.Rm(id)) // it goes with the last that is attached
+		check(sysv.Rm(id)) // removed after the last detach
 		b.cleanup(func() { sysv.Dt(mem) })
 		readers[gen2] = &memory{mem}
 	}
@@ -169,7 +169,7 @@ func copies() (all []contest) {
 	return all
 }
 
-// readAll reads 64 bytes n times, which goroutines with a reader each share.
+// readAll reads 64 bytes n times in all, in one goroutine for each reader.
 func readAll(n int, readers []io.ReaderAt) {
 	var all sync.WaitGroup
 	for _, r := range readers {

@@ -17,58 +17,57 @@ import (
 )
 
 const (
-	python    = "CPython"
-	untracked = "CPython, no tracker"
-	calls     = "its system calls"
-	// The header that the library puts before the data, and the two bytes of the
-	// file that it locks.
-	head       = 4096
-	laneMutex  = 1 << 62
-	laneLife   = laneMutex + 1
+	python     = "CPython"
+	untracked  = "CPython, no tracker"
+	calls      = "its system calls"
+	head       = 4096 // bytes of the header before the data
 	headerUsed = 320
+	mutexByte  = 1 << 62 // of the file, locked
+	lifeByte   = mutexByte + 1
 )
 
-// lock is one system call of the floors, which do without checking.
+// lock makes one system call of the floors, which do not check for errors.
 func lock(fd int, typ int16, start, n int64) {
 	unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: typ, Start: start, Len: n})
 }
 
-// attach does the system calls that attaching to a block and detaching from it
-// cannot do without, as long as others are attached.
+// attach makes the system calls that are needed to attach to a block and detach
+// from it while another process is attached.
 func attach(path string, length int) {
 	fd := check2(unix.Open(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0))
 	var st unix.Stat_t
-	unix.Fstat(fd, &st) // a regular file, on a tmpfs, and how long?
+	unix.Fstat(fd, &st) // is it a regular file, and how long?
 	var header [headerUsed]byte
 	unix.Pread(fd, header[:], 0)
 	mem := check2(unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED))
-	lock(fd, unix.F_WRLCK, laneMutex, 1)
-	lock(fd, unix.F_WRLCK, laneLife, 1) // is it dead?
-	lock(fd, unix.F_RDLCK, laneLife, 1)
-	unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) // has it still the name?
+	lock(fd, unix.F_WRLCK, mutexByte, 1)
+	lock(fd, unix.F_WRLCK, lifeByte, 1) // is it stale?
+	lock(fd, unix.F_RDLCK, lifeByte, 1)
+	unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) // does it still have the name?
 	mem[128]++
-	lock(fd, unix.F_UNLCK, laneMutex, 1)
+	lock(fd, unix.F_UNLCK, mutexByte, 1)
 
-	lock(fd, unix.F_WRLCK, laneMutex, 1)
+	lock(fd, unix.F_WRLCK, mutexByte, 1)
 	mem[128]--
-	lock(fd, unix.F_WRLCK, laneLife, 1) // the last one?
+	lock(fd, unix.F_WRLCK, lifeByte, 1) // the last one?
 	lock(fd, unix.F_UNLCK, 0, 0)
 	unix.Munmap(mem)
 	unix.Close(fd)
 }
 
-// create is attach for making a block and closing it as the last.
+// create makes the system calls that are needed to create a block and to detach
+// from it as the last process.
 func create(path string, length int, reserve bool) {
 	fd := check2(unix.Open(shmDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600))
 	var st unix.Stat_t
-	unix.Fstat(fd, &st) // has the umask taken permissions away?
+	unix.Fstat(fd, &st) // has the umask removed permissions?
 	if reserve {
 		unix.Fallocate(fd, 0, 0, int64(length))
 	} else {
 		unix.Ftruncate(fd, int64(length))
 	}
 	mem := check2(unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED))
-	lock(fd, unix.F_RDLCK, laneLife, 1)
+	lock(fd, unix.F_RDLCK, lifeByte, 1)
 	var header [headerUsed]byte
 	if reserve {
 		copy(mem, header[:])
@@ -79,9 +78,9 @@ func create(path string, length int, reserve bool) {
 		check(unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW))
 	}
 
-	lock(fd, unix.F_WRLCK, laneMutex, 1)
+	lock(fd, unix.F_WRLCK, mutexByte, 1)
 	mem[128]--
-	lock(fd, unix.F_WRLCK, laneLife, 1) // the last one?
+	lock(fd, unix.F_WRLCK, lifeByte, 1) // the last one?
 	unix.Pwrite(fd, header[:4], 64)
 	unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW)
 	unix.Unlink(path)
@@ -90,7 +89,7 @@ func create(path string, length int, reserve bool) {
 	unix.Close(fd)
 }
 
-// pythonScript attaches, or creates, as often as it is told to.
+// pythonScript attaches or creates as many times as each line of its input says.
 const pythonScript = `
 import sys
 from multiprocessing import resource_tracker
@@ -109,9 +108,9 @@ for line in sys.stdin:
     print("done", flush=True)
 `
 
-// python returns a contender that has a Python process do the work, if there is
-// a Python. CPython tells a tracker process of each attachment, which unlinks the
-// block in the end; from 3.13 on that can be turned off.
+// python returns a contender that does the work in a Python process, or none if
+// Python is not installed. CPython registers each attachment with a tracker process,
+// which unlinks the block at the end; since 3.13 that can be turned off.
 func (b *bench) python(kind, name string, tracked bool) []contender {
 	path, err := exec.LookPath("python3")
 	if err != nil {
@@ -119,7 +118,7 @@ func (b *bench) python(kind, name string, tracked bool) []contender {
 	}
 	cmd := exec.CommandContext(b.ctx, path, "-c", pythonScript, kind, name, fmt.Sprint(tracked))
 	in, out := check2(cmd.StdinPipe()), bufio.NewReader(check2(cmd.StdoutPipe()))
-	cmd.Stderr = io.Discard // the tracker complains of what it finds unlinked
+	cmd.Stderr = io.Discard // the tracker reports blocks that are unlinked already
 	check(cmd.Start())
 	b.cleanup(func() {
 		in.Close()
@@ -135,22 +134,21 @@ func (b *bench) python(kind, name string, tracked bool) []contender {
 	}}}
 }
 
-func each(n int, f func() error) {
-	for range n {
-		check(f())
+// repeat returns a function that calls f n times.
+func repeat(f func()) func(n int) {
+	return func(n int) {
+		for range n {
+			f()
+		}
 	}
 }
 
 func openClose(name string, opts ...shm.Option) func(n int) {
-	return func(n int) {
-		each(n, func() error { return check2(shm.Open(name, opts...)).Close() })
-	}
+	return repeat(func() { check(check2(shm.Open(name, opts...)).Close()) })
 }
 
 func createClose(size int64, opts ...shm.Option) func(n int) {
-	return func(n int) {
-		each(n, func() error { return check2(shm.Create("", size, opts...)).Close() })
-	}
+	return repeat(func() { check(check2(shm.Create("", size, opts...)).Close()) })
 }
 
 func lifecycle(b *bench) []contest {
@@ -169,14 +167,8 @@ func lifecycle(b *bench) []contest {
 			return slices.Concat([]contender{
 				{name: ours, run: openClose(seg.Name())},
 				{name: headerless, run: openClose(raw.Name(), shm.Headerless())},
-				{name: calls, run: func(n int) {
-					for range n {
-						attach(path, head+capacity)
-					}
-				}},
-				{name: osFile, run: func(n int) {
-					each(n, func() error { return check2(os.OpenFile(path, os.O_RDWR, 0)).Close() })
-				}},
+				{name: calls, run: repeat(func() { attach(path, head+capacity) })},
+				{name: osFile, run: repeat(func() { check(check2(os.OpenFile(path, os.O_RDWR, 0)).Close()) })},
 			}, b.python("attach", raw.Name(), true), b.python("attach", raw.Name(), false))
 		}},
 		{"Attach and detach", "8 GiB against 1 MiB, Sparse", []goal{
@@ -187,11 +179,7 @@ func lifecycle(b *bench) []contest {
 				path := filepath.Join(shmDir, name)
 				list = append(list,
 					contender{name: ours + " " + size(n), run: openClose(name)},
-					contender{name: calls + " " + size(n), run: func(times int) {
-						for range times {
-							attach(path, head+int(n))
-						}
-					}})
+					contender{name: calls + " " + size(n), run: repeat(func() { attach(path, head+int(n)) })})
 			}
 			return list
 		}},
@@ -199,22 +187,14 @@ func lifecycle(b *bench) []contest {
 			path := b.path("floor")
 			return append([]contender{
 				{name: ours, run: createClose(capacity, shm.Sparse())},
-				{name: calls, run: func(n int) {
-					for range n {
-						create(path, head+capacity, false)
-					}
-				}},
+				{name: calls, run: repeat(func() { create(path, head+capacity, false) })},
 			}, b.python("create", filepath.Base(b.dir)+"-py", true)...)
 		}},
 		{"Create and close", "1 MiB, reserved", []goal{{ours, calls + " and fallocate", 1.1}}, func(b *bench) []contender {
 			path := b.path("floor")
 			return []contender{
 				{name: ours, run: createClose(capacity)},
-				{name: calls + " and fallocate", run: func(n int) {
-					for range n {
-						create(path, head+capacity, true)
-					}
-				}},
+				{name: calls + " and fallocate", run: repeat(func() { create(path, head+capacity, true) })},
 			}
 		}},
 		{"Many blocks", fmt.Sprintf("List of %d", blocks), []goal{{ours, "open, read, close each", 2}}, func(b *bench) []contender {
@@ -235,12 +215,12 @@ func lifecycle(b *bench) []contest {
 			}
 			return []contender{list(blocks), list(blocks / 10)}
 		}},
-		{"Many blocks", "Reap, time per dead block", []goal{{fmt.Sprint(blocks), fmt.Sprint(blocks / 10), 1.2}}, func(b *bench) []contender {
+		{"Many blocks", "Reap, time per stale block", []goal{{fmt.Sprint(blocks), fmt.Sprint(blocks / 10), 1.2}}, func(b *bench) []contender {
 			reap := func(n int) contender {
 				var found int // another process may reap some of them
 				return contender{
 					name: fmt.Sprint(n), once: true, items: func() int { return found },
-					before: func() { b.dead(n) },
+					before: func() { b.stale(n) },
 					run:    func(int) { found = len(check2(shm.Reap())) },
 				}
 			}
@@ -249,7 +229,7 @@ func lifecycle(b *bench) []contest {
 	}
 }
 
-// manyBlocks makes n blocks that nobody is attached to, for that would take n
+// manyBlocks creates n blocks and detaches from them, as attachments would need n
 // descriptors.
 func manyBlocks(n int) (remove func()) {
 	var names []string
@@ -259,7 +239,7 @@ func manyBlocks(n int) (remove func()) {
 		}
 	}
 	defer func() {
-		if len(names) < n { // on its way to run
+		if len(names) < n { // check has panicked
 			remove()
 		}
 	}()
@@ -271,7 +251,7 @@ func manyBlocks(n int) (remove func()) {
 	return remove
 }
 
-// readHeaders opens all there is in /dev/shm and reads a header of it.
+// readHeaders opens every file in /dev/shm and reads a header from it.
 func readHeaders() {
 	dir := check2(os.Open(shmDir))
 	defer dir.Close()
@@ -293,15 +273,15 @@ func readHeaders() {
 	}
 }
 
-// dead has a process make n blocks and be killed.
-func (b *bench) dead(n int) {
-	cmd := exec.CommandContext(b.ctx, "/proc/self/exe", "leave-dead", strconv.Itoa(n))
+// stale leaves n stale blocks behind: a process creates them and is killed.
+func (b *bench) stale(n int) {
+	cmd := exec.CommandContext(b.ctx, "/proc/self/exe", "leave-stale", strconv.Itoa(n))
 	if out, err := cmd.CombinedOutput(); !strings.Contains(fmt.Sprint(err), "killed") {
-		check(fmt.Errorf("making %d dead blocks: %v: %s", n, err, out))
+		check(fmt.Errorf("leaving %d stale blocks: %v: %s", n, err, out))
 	}
 }
 
-func leaveDead(arg string) {
+func leaveStale(arg string) {
 	n, _ := strconv.Atoi(arg)
 	for range n {
 		seg, err := shm.Create("", 1, shm.Sparse())
@@ -315,4 +295,4 @@ func leaveDead(arg string) {
 	select {}
 }
 
-var dying []*shm.Segment // attached until the end
+var dying []*shm.Segment // attached until the process is killed

@@ -26,19 +26,19 @@ const shmDir = "/dev/shm"
 type bench struct {
 	ctx      context.Context
 	quick    bool
-	dir      string // for files in /dev/shm, removed in the end
-	disk     string // for files on disk
+	dir      string // for files in /dev/shm; removed at the end
+	disk     string // for files on disk; removed at the end
 	cleanups []func()
 }
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "leave-dead" {
-		leaveDead(os.Args[2])
+	if len(os.Args) == 3 && os.Args[1] == "leave-stale" {
+		leaveStale(os.Args[2])
 	}
-	quick := flag.Bool("quick", false, "measure little, to see that everything runs")
+	quick := flag.Bool("quick", false, "run everything in seconds, to see that it works")
 	asJSON := flag.Bool("json", false, "print JSON")
-	plots := flag.String("plots", "", "write the curves to this directory, as SVG")
-	only := flag.String("run", "", "run only what matches this regular expression")
+	plots := flag.String("plots", "", "write the curves as SVG to this `directory`")
+	only := flag.String("run", "", "measure only what matches this `regexp`")
 	flag.Parse()
 	if err := run(os.Stdout, *quick, *asJSON, *plots, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -46,7 +46,7 @@ func main() {
 	}
 }
 
-// run measures and reports to out. What only matches is measured.
+// run measures what matches the regular expression only, and reports to out.
 func run(out io.Writer, quick, asJSON bool, plots, only string) (err error) {
 	match, err := regexp.Compile(only)
 	if err != nil {
@@ -56,7 +56,7 @@ func run(out io.Writer, quick, asJSON bool, plots, only string) (err error) {
 	var stop func()
 	b.ctx, stop = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	defer func() { // what goes wrong comes here from check, past the cleanups
+	defer func() { // check panics; the cleanups have run
 		if r := recover(); r != nil {
 			failure, ok := r.(failed)
 			if !ok {
@@ -109,7 +109,7 @@ type report struct {
 	Results []result `json:"results"`
 }
 
-// cleanup has f called when b is done, last one first.
+// cleanup registers f to be called at the end, last one first.
 func (b *bench) cleanup(f func()) { b.cleanups = append(b.cleanups, f) }
 
 func (b *bench) clean() {
@@ -119,7 +119,7 @@ func (b *bench) clean() {
 	b.cleanups = nil
 }
 
-// failed is an error on its way to run.
+// failed is what check panics with, and run recovers.
 type failed struct{ error }
 
 func check(err error) {
@@ -174,7 +174,7 @@ func nanos(ns float64) string {
 	return fmt.Sprintf("%.3g s", ns/1e9)
 }
 
-// machine says what the figures are of.
+// machine describes the machine.
 func machine() string {
 	var uts unix.Utsname
 	unix.Uname(&uts)
@@ -190,7 +190,7 @@ func machine() string {
 		cpu, runtime.NumCPU(), unix.ByteSliceToString(uts.Release[:]), runtime.Version(), runtime.GOARCH, hugePages())
 }
 
-// hugePages returns the option that /dev/shm is mounted with; see tmpfs(5).
+// hugePages returns the huge option of the mount of /dev/shm; see tmpfs(5).
 func hugePages() string {
 	option := "unknown"
 	mounts, _ := os.ReadFile("/proc/self/mounts")

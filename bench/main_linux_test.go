@@ -13,8 +13,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "leave-dead" {
-		leaveDead(os.Args[2])
+	if len(os.Args) == 3 && os.Args[1] == "leave-stale" {
+		leaveStale(os.Args[2])
 	}
 	os.Exit(m.Run())
 }

@@ -8,6 +8,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintln(os.Stderr, "bench: runs on Linux alone")
+	fmt.Fprintln(os.Stderr, "bench: runs only on Linux")
 	os.Exit(1)
 }

@@ -6,32 +6,30 @@ import (
 	"time"
 )
 
-// A contender does the work of a contest in one way.
+// contender is one way to do the work of a contest.
 type contender struct {
 	name string
 	run  func(n int) // does the work n times
 
-	// once is work that is done once at a time, between before and after, which
-	// are not timed and may be nil.
-	once          bool
-	items         func() int // how many things were worked on, if not one
-	before, after func()
+	once          bool       // run once in a round, not in a loop
+	items         func() int // number of things that one run worked on; nil means 1
+	before, after func()     // called around each timing; may be nil
 }
 
-// A goal is what a contender's time may be of another one's.
+// goal is the limit for the ratio of the times of two contenders.
 type goal struct {
 	ours, against string
-	atMost        float64 // 0: only reported
+	atMost        float64 // 0 for none
 }
 
-// A contest is the same work done in several ways.
+// contest is work that is done in several ways.
 type contest struct {
 	group, name string
 	goals       []goal
 	start       func(b *bench) []contender
 }
 
-// A result is what was measured for a goal.
+// result is the measurement for a goal.
 type result struct {
 	Group   string  `json:"group"`
 	Work    string  `json:"work"`
@@ -44,15 +42,15 @@ type result struct {
 	Met     bool    `json:"met"`
 }
 
-// pace is how long to measure.
+// pace says how long to measure.
 type pace struct {
-	rounds int           // of micro-benchmarks; the median counts
-	long   int           // of what takes milliseconds
+	rounds int           // for contenders that run in a loop
+	long   int           // rounds for those that run once
 	slice  time.Duration // of one contender in one round
 }
 
-// measure lets the contenders take turns, so that what disturbs the machine
-// disturbs all of them, and returns the nanoseconds of each in each round.
+// measure runs the contenders in turn, so that other work on the machine disturbs
+// all of them alike, and returns the nanoseconds of each in each round.
 func measure(contenders []contender, p pace) map[string][]float64 {
 	n := make([]int, len(contenders))
 	rounds := p.rounds
@@ -99,12 +97,12 @@ func (c contender) time(n int) time.Duration {
 	return time.Since(start)
 }
 
-// judge makes a result of each goal: the median of the ratios of each round.
+// judge returns a result for each goal: the median of the ratios of all rounds.
 func (c contest) judge(times map[string][]float64) (results []result) {
 	for _, g := range c.goals {
 		ours, theirs := times[g.ours], times[g.against]
 		if ours == nil || theirs == nil {
-			continue // not to be had on this machine
+			continue // not available on this machine
 		}
 		ratios := make([]float64, len(ours))
 		for i := range ratios {

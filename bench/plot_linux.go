@@ -10,7 +10,7 @@ import (
 	"github.com/go-analyze/charts"
 )
 
-// plot writes the curves that tell more than a ratio does.
+// plot measures curves and writes them to dir.
 func (b *bench) plot(dir string, p pace) error {
 	var sizes, goroutines []int
 	for n := 64; n <= 4<<20; n *= 4 {
@@ -54,7 +54,8 @@ func (b *bench) plot(dir string, p pace) error {
 	return draw(filepath.Join(dir, "readat-goroutines.svg"), "ReadAt of 64 B: ns per call by goroutines on one Segment", guards, labels, calls)
 }
 
-// lockedMemory is what most programs do to let Close wait for readers.
+// lockedMemory is memory whose Close could wait for readers, as most programs
+// implement it.
 type lockedMemory struct {
 	sync.RWMutex
 	m *memory
@@ -66,7 +67,7 @@ func (l *lockedMemory) ReadAt(p []byte, off int64) (int, error) {
 	return l.m.ReadAt(p, off)
 }
 
-// curves measures run of each name at each x, all in turn.
+// curves measures run for each name at each x.
 func curves(names []string, xs []int, p pace, run func(name string, x int) func(n int), value func(ns float64, x int) float64) [][]float64 {
 	rows := make([][]float64, len(names))
 	for _, x := range xs {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const piece = 1 << 20 // of one read(2)
+const piece = 1 << 20 // of one read(2) or write
 
 func streams(b *bench) (all []contest) {
 	lengths := []int{64 << 20, 1 << 30}
@@ -36,8 +36,8 @@ func streams(b *bench) (all []contest) {
 	return append(all, toHashes(length)...)
 }
 
-// fresh returns a contender that works on a new Segment each time, which is
-// made within the time.
+// fresh returns a contender that works on a new Segment each time. Its creation is
+// part of the work.
 func fresh(name string, length int, work func(seg *shm.Segment), opts ...shm.Option) contender {
 	var seg *shm.Segment
 	return contender{name: name, once: true,
@@ -49,7 +49,7 @@ func fresh(name string, length int, work func(seg *shm.Segment), opts ...shm.Opt
 	}
 }
 
-// freshFile is fresh for a new file in /dev/shm.
+// freshFile is like fresh, for a new file in /dev/shm.
 func (b *bench) freshFile(name string, work func(path string)) contender {
 	path := b.path("fresh")
 	return contender{name: name, once: true,
@@ -66,7 +66,7 @@ func stream(w io.Writer, r io.Reader, length int) {
 
 func rewind(s io.Seeker) { check2(s.Seek(0, io.SeekStart)) }
 
-// readInto reads all of the file into mem, as a loop of read(2).
+// readInto fills mem from the file by read(2).
 func readInto(f *os.File, mem []byte) {
 	for off := 0; off < len(mem); {
 		off += check2(unix.Read(int(f.Fd()), mem[off:min(off+piece, len(mem))]))
@@ -114,7 +114,7 @@ func intoFresh(length int) []contest {
 	}
 }
 
-// newMapping is fresh for a new mapping of a new object.
+// newMapping is like fresh, for a new mapping of a new file.
 func (b *bench) newMapping(name string, length int, work func(mem []byte)) contender {
 	var mem []byte
 	var fd int
@@ -174,8 +174,12 @@ func connect(network, addr string) (r io.ReadCloser, w io.WriteCloser) {
 	return check2(l.Accept()), w
 }
 
-// streaming returns a contender that copies with a goroutine at the other end.
-func (b *bench) streaming(name, kind string, here func(r io.Reader, w io.Writer), there func(r io.Reader, w io.Writer), reads bool) contender {
+// end works at one end of a stream. If it writes, it closes w.
+type end func(r io.Reader, w io.WriteCloser)
+
+// streaming returns a contender that works at one end of a stream, with a
+// goroutine at the other end.
+func (b *bench) streaming(name, kind string, here, there end) contender {
 	var r io.ReadCloser
 	var w io.WriteCloser
 	return contender{name: name, once: true,
@@ -184,15 +188,9 @@ func (b *bench) streaming(name, kind string, here func(r io.Reader, w io.Writer)
 			done := make(chan bool)
 			go func() {
 				there(r, w)
-				if reads {
-					w.Close()
-				}
 				close(done)
 			}()
 			here(r, w)
-			if !reads {
-				w.Close()
-			}
 			<-done
 		},
 		after: func() {
@@ -202,31 +200,34 @@ func (b *bench) streaming(name, kind string, here func(r io.Reader, w io.Writer)
 	}
 }
 
+// drain returns an end that reads everything into a buffer of n bytes.
+func drain(n int) end {
+	buf := make([]byte, n)
+	return func(r io.Reader, _ io.WriteCloser) {
+		for {
+			if _, err := r.Read(buf); err != nil {
+				return
+			}
+		}
+	}
+}
+
 func fromStream(kind string, length int) contest {
 	const heap, whole = "read into a buffer", "read into as much of the heap"
 	group := "io.Copy of " + size(length) + " into a warm block"
 	return contest{group, "from a " + kind, []goal{{ours, whole, 1}, {ours, heap + " of 128 KiB", 1}, {ours, heap + " of 1 MiB", 1}}, func(b *bench) []contender {
 		data, memory, seg := make([]byte, piece), make([]byte, length), b.block(int64(length), shm.Prefault())
-		feed := func(_ io.Reader, w io.Writer) {
+		feed := func(_ io.Reader, w io.WriteCloser) {
 			for range length / len(data) {
 				w.Write(data)
 			}
-		}
-		drain := func(n int) func(r io.Reader, _ io.Writer) {
-			buf := make([]byte, n)
-			return func(r io.Reader, _ io.Writer) {
-				for {
-					if _, err := r.Read(buf); err != nil {
-						return
-					}
-				}
-			}
+			w.Close()
 		}
 		return []contender{
-			b.streaming(ours, kind, func(r io.Reader, _ io.Writer) { rewind(seg); stream(seg, r, length) }, feed, true),
-			b.streaming(whole, kind, func(r io.Reader, _ io.Writer) { check2(io.ReadFull(r, memory)) }, feed, true),
-			b.streaming(heap+" of 128 KiB", kind, drain(128<<10), feed, true),
-			b.streaming(heap+" of 1 MiB", kind, drain(1<<20), feed, true),
+			b.streaming(ours, kind, func(r io.Reader, _ io.WriteCloser) { rewind(seg); stream(seg, r, length) }, feed),
+			b.streaming(whole, kind, func(r io.Reader, _ io.WriteCloser) { check2(io.ReadFull(r, memory)) }, feed),
+			b.streaming(heap+" of 128 KiB", kind, drain(128<<10), feed),
+			b.streaming(heap+" of 1 MiB", kind, drain(1<<20), feed),
 		}
 	}}
 }
@@ -246,20 +247,11 @@ func toStream(kind string, length int) contest {
 			}
 			return []contender{to(ours, seg), to(osFile, f)}
 		}
-		buf := make([]byte, 256<<10)
-		drain := func(r io.Reader, _ io.Writer) {
-			for {
-				if _, err := r.Read(buf); err != nil {
-					return
-				}
-			}
+		other := drain(256 << 10)
+		to := func(src io.ReadSeeker) end {
+			return func(_ io.Reader, w io.WriteCloser) { rewind(src); stream(w, src, length); w.Close() }
 		}
-		to := func(src io.ReadSeeker) func(io.Reader, io.Writer) {
-			return func(_ io.Reader, w io.Writer) { rewind(src); stream(w, src, length) }
-		}
-		return []contender{
-			b.streaming(ours, kind, to(seg), drain, false), b.streaming(osFile, kind, to(f), drain, false),
-		}
+		return []contender{b.streaming(ours, kind, to(seg), other), b.streaming(osFile, kind, to(f), other)}
 	}}
 }
 
