@@ -57,7 +57,7 @@ func TestLeaving(t *testing.T) {
 			if ways[1].orderly(first == 0) {
 				mustExist(t, name, false)
 			}
-			if run%3 == 0 { // either language finds it dead
+			if run%3 == 0 { // either language finds it stale
 				finder.must("notexist", "open %s", name)
 			} else if _, err := shm.Open(name); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: Open when all have left: %v", what, err)
@@ -90,8 +90,8 @@ func TestKilledEverywhere(t *testing.T) {
 			{"beside Go", "open", besideGo, 100},
 			{"alone", "create", alone, 100},
 			// Where other programs reap all the time, these can be few.
-			{"at a dead block", "open", atDead, 1},
-			{"at a dead block", "create", atDead, 100},
+			{"at a stale block", "open", atStale, 1},
+			{"at a stale block", "create", atStale, 100},
 		} {
 			point, killed := 0, true
 			for ; killed; point++ {
@@ -171,10 +171,10 @@ func alone(t testing.TB, _ agent, kill func(name string)) {
 	seg.Close()
 }
 
-// atDead has somebody killed who comes to a dead block, and then comes itself.
-func atDead(t testing.TB, python agent, kill func(name string)) {
+// atStale kills a process that opens a stale block, and then opens it itself.
+func atStale(t testing.TB, python agent, kill func(name string)) {
 	name := unique(t)
-	python.must("done", "leavedead %s", name)
+	python.must("done", "leavestale %s", name)
 	kill(name)
 	seg, created, err := shm.OpenOrCreate(name, 50)
 	if err != nil || !created {

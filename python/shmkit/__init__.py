@@ -1,21 +1,22 @@
-"""Named shared memory that lives exactly as long as somebody is attached to it.
+"""Named shared memory that exists as long as a process is attached to it.
 
-A block is memory with a name that every process of the machine can attach to. A
-:class:`Segment` is one attachment. The processes can be Python ones, through
-this module, and Go ones, through github.com/shmkit/shm: they share the format
-of the block and the kernel's locks, so a block ends with the last attachment of
-either kind, however that ends::
+A block is memory with a name, which the processes of one machine can attach to. A
+:class:`Segment` is one attachment. Python processes attach by this module and Go
+processes by github.com/shmkit/shm. They use the same format and the same locks of the
+kernel, so a block ends with its last attachment in either language. If the last process
+was killed, the block is stale: nothing can attach to it, and the next create or open of
+its name, or :func:`reap`, removes it::
 
     from shmkit import Segment
 
     with Segment.open("frames") as seg:     # or Segment.create("frames", 64 << 20)
         pixels = numpy.frombuffer(seg.buf, numpy.uint8)     # no copy
 
-It needs Linux and nothing but the standard library. It does not use
-``multiprocessing``, whose resource tracker unlinks blocks that others use.
+It needs Linux and only the standard library. It does not use ``multiprocessing``, whose
+resource tracker unlinks blocks that other processes use.
 
-Names are 1 to 255 bytes of A-Z, a-z, 0-9, '.', '_' and '-' and do not begin
-with a dot; one leading slash is dropped.
+A name has 1 to 255 bytes of A-Z, a-z, 0-9, '.', '_' and '-' and does not begin with a
+dot. One leading slash is removed.
 """
 
 import sys

@@ -1,7 +1,6 @@
-"""The header page of a block; refcount.go has the table of its format.
+"""The header page of a block; header.go has the table of its format.
 
-Everything in it can have been written by anybody, so nothing is believed before
-it is checked.
+Any process that may write to the block can have changed it, so it is checked before use.
 """
 
 import mmap
@@ -17,14 +16,14 @@ PERSISTENT = 1 << 0
 SPARSE = 1 << 1
 
 LIVE = 1
-DEAD = 2
+STALE = 2
 
 # Bytes 0 to 63: magic, version, size of the header, capacity, flags, creator's
 # process id, time of creation, id, zero, checksum of all before it.
 _FIXED = struct.Struct("=8sIIQIIQ16sII")
 _CHECKED = 60
 
-# The words behind it that change.
+# The words after it change.
 STATE = 64  # 4 bytes
 COUNT = 128  # 4 bytes
 SIZE = 192  # 8 bytes
@@ -35,15 +34,15 @@ _MIN_HEADER, _MAX_HEADER = 4 << 10, 64 << 10  # page sizes lie between these
 
 
 class HeaderError(ValueError):
-    """The header of a block cannot be true."""
+    """The header of a block is damaged."""
 
 
 class NotSegmentError(HeaderError):
-    """Something without a header: a block of another program, or no block at all."""
+    """The object has no header: it is a block of another program, or no block at all."""
 
 
 class VersionError(HeaderError):
-    """The header is of another version of the format."""
+    """The header has another version of the format."""
 
 
 def _crc32c_table() -> List[int]:
@@ -59,7 +58,7 @@ _TABLE = _crc32c_table()
 
 
 def crc32c(data: bytes) -> int:
-    """The CRC-32C of data, which zlib does not have: RFC 3720, appendix B.4."""
+    """Return the CRC-32C of data (RFC 3720, appendix B.4), which zlib does not have."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
@@ -94,7 +93,7 @@ def new_layout(capacity: int, flags: int) -> Layout:
 
 
 def marshal(layout: Layout) -> bytes:
-    """The header of a new block that one process is attached to."""
+    """Return the header of a new block with one attachment."""
     b = bytearray(USED)
     _FIXED.pack_into(b, 0, MAGIC, VERSION, *layout, 0, 0)
     struct.pack_into("=I", b, _CHECKED, crc32c(b[:_CHECKED]))
@@ -105,9 +104,9 @@ def marshal(layout: Layout) -> bytes:
 
 
 def parse(b: bytes, object_size: int) -> Layout:
-    """What the header that an object of object_size bytes begins with says.
+    """Return the layout from the header at the start of an object of object_size bytes.
 
-    Raises NotSegmentError, VersionError or HeaderError.
+    Raises NotSegmentError, VersionError, TruncatedError or HeaderError.
     """
     if len(b) < USED or b[: len(MAGIC)] != MAGIC:
         raise NotSegmentError("not a block with a shm header")
@@ -115,7 +114,7 @@ def parse(b: bytes, object_size: int) -> Layout:
     if crc32c(b[:_CHECKED]) != checksum:
         raise HeaderError("damaged block header: wrong checksum")
     if version != VERSION:
-        raise VersionError(f"unknown version of block header: {version}")
+        raise VersionError(f"unknown version of block header: {version}: must be {VERSION}")
     layout = Layout(*rest)
     size = layout.header_size
     if not _MIN_HEADER <= size <= _MAX_HEADER or size & (size - 1) or not 0 < layout.capacity < 1 << 62:
@@ -126,7 +125,7 @@ def parse(b: bytes, object_size: int) -> Layout:
 
 
 class TruncatedError(HeaderError):
-    """A header that is sound but for the size of its object."""
+    """The header is correct, but its object is too short."""
 
     def __init__(self, message: str, layout: Layout) -> None:
         super().__init__(message)

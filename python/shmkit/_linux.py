@@ -1,4 +1,4 @@
-"""What platform_linux.go is for Go: objects, names and locks, no headers."""
+"""Objects, names and locks, as in platform_linux.go; nothing about headers."""
 
 import errno
 import fcntl
@@ -19,46 +19,46 @@ _FLOCK = struct.Struct("hhqqi0q")
 
 UNHELD, SHARED, ALONE = fcntl.F_UNLCK, fcntl.F_RDLCK, fcntl.F_WRLCK
 
-# Lanes are single bytes of the object, beyond all data, that a lock stands on.
-MUTEX = 1 << 62  # held alone, for microseconds, by whoever attaches, detaches or unlinks
-LIFE = MUTEX + 1  # held shared by everybody attached
+# Two bytes of the object, beyond all data, that are locked.
+MUTEX = 1 << 62  # locked ALONE, for microseconds, to attach, detach or unlink
+LIFE = MUTEX + 1  # locked SHARED by each attachment
 
 T = TypeVar("T")
 
 
-class Again(Exception):
-    """A failure, its cause, that may go away: start over from the name."""
+class Retry(Exception):
+    """A transient condition, its cause: retry from the name."""
 
 
-PATIENCE = 2.0  # seconds that we wait for a peer, who holds a lane for microseconds
+PATIENCE = 2.0  # seconds, the sum of the pauses of a call that waits for other processes
 
 
-def patiently(f: Callable[[], T]) -> T:
-    """Call f until it does not raise Again, for about PATIENCE, then raise the cause.
+def retry(f: Callable[[], T]) -> T:
+    """Call f until it does not raise Retry, with pauses of PATIENCE in all; then raise the cause.
 
-    It adds up its pauses and does not ask the clock: a process that was stopped
-    meanwhile, as in a frozen container, must not give up when it wakes.
+    It adds up the pauses instead of reading a clock: a process that was stopped meanwhile,
+    as in a frozen container, must not give up when it continues.
     """
     pause, waited = 20e-6, 0.0
     while True:
         try:
             return f()
-        except Again as again:
+        except Retry as transient:
             if waited >= PATIENCE:
-                assert again.__cause__ is not None
-                raise again.__cause__ from None
+                assert transient.__cause__ is not None
+                raise transient.__cause__ from None
         time.sleep(pause)
         waited += pause
         pause = min(2 * pause, 5e-3)
 
 
 def os_error(number: int, name: str) -> OSError:
-    """The OSError, or the subclass of it, for an error number."""
+    """Return the OSError, or its subclass, for an error number."""
     return OSError(number, os.strerror(number), name)
 
 
 def renamed(e: OSError, name: str) -> OSError:
-    """An error of the system with the name of the block, and as Go tells it."""
+    """Return an error of the system with the name of the block, and EACCES for EROFS, as Go has it."""
     number = errno.EACCES if e.errno == errno.EROFS else e.errno
     return os_error(number or 0, name)
 
@@ -68,72 +68,72 @@ def busy(name: str) -> TimeoutError:
 
 
 class Object:
-    """An open file description of its own, which is what Linux counts locks by.
+    """An open file description, which owns locks on Linux.
 
-    KeyboardInterrupt can come between any two instructions of Python, but not
-    within a call of a function in C. So the descriptor is opened, and becomes
-    that of an object that closes it once, in one such call. An epoll object can
-    own a descriptor of any kind, and closes it when it is dropped, in silence.
+    KeyboardInterrupt can be raised between any two instructions of Python, but not in a
+    call of a C function. So one such call opens the descriptor and passes it to an object
+    that closes it once. An epoll object can own a descriptor of any kind, and closes it
+    when it is dropped, without a warning.
     """
 
     def __init__(self, name: str, path: str, flags: int, mode: int = 0) -> None:
-        """Open path, or raise OSError; name is for errors."""
+        """Open path or raise OSError. name is for errors."""
         self.name = name
         self.writable = flags & os.O_ACCMODE == os.O_RDWR
         self._owner = next(map(select.epoll.fromfd, map(os.open, [path], [flags | os.O_CLOEXEC], [mode])))
-        self.stat = os.fstat(self.fd)  # as it was opened; which file it is never changes
+        self.stat = os.fstat(self.fd)  # when it was opened; device and inode never change
 
     @property
     def fd(self) -> int:
-        return self._owner.fileno()  # or ValueError
+        return self._owner.fileno()  # raises ValueError if closed
 
     @property
     def closed(self) -> bool:
         return self._owner.closed
 
     def close(self) -> None:
-        """Close the descriptor; again, do nothing."""
+        """Close the descriptor. A second call does nothing."""
         self._owner.close()
 
-    def lock(self, lane: int, how: int) -> bool:
-        """Take, change or drop a lane without waiting; False if others are in the way.
+    def lock(self, byte: int, how: int) -> bool:
+        """Lock, relock or unlock a byte without waiting; False if another lock conflicts.
 
-        A failed change from SHARED to ALONE keeps it shared. The kernel drops
-        the lanes when the description goes, however the process ends.
+        A failed change from SHARED to ALONE keeps the lock SHARED. The kernel releases
+        the locks with the description, however the process ends.
         """
         try:
-            fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(how, os.SEEK_SET, lane, 1, 0))
+            fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(how, os.SEEK_SET, byte, 1, 0))
         except (BlockingIOError, PermissionError):
             return False
         return True
 
-    def must_lock(self, lane: int, how: int) -> None:
-        """lock, but Again if others are in the way."""
-        if not self.lock(lane, how):
-            raise Again from busy(self.name)
+    def must_lock(self, byte: int, how: int) -> None:
+        """lock, but raise Retry if another lock conflicts."""
+        if not self.lock(byte, how):
+            raise Retry from busy(self.name)
 
     def unlock(self) -> None:
-        """Drop all lanes.
+        """Release all locks.
 
-        It must come before close: a child being started by another thread, a
-        mapping and whatever views it has keep the description open.
+        It must come before close: a child that another thread is starting, and a mapping
+        and its views, keep the description open.
         """
         fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(UNHELD, os.SEEK_SET, 0, 0, 0))
 
-    def holder(self, lane: int) -> int:
-        """How others hold a lane, without disturbing them."""
-        lock = fcntl.fcntl(self.fd, _F_OFD_GETLK, _FLOCK.pack(ALONE, os.SEEK_SET, lane, 1, 0))
+    def holder(self, byte: int) -> int:
+        """Return how other descriptions have locked a byte; takes no lock."""
+        lock = fcntl.fcntl(self.fd, _F_OFD_GETLK, _FLOCK.pack(ALONE, os.SEEK_SET, byte, 1, 0))
         return int(_FLOCK.unpack(lock)[0])
 
     def check_regular(self) -> None:
-        """Raise ValueError for what is not a regular file."""
+        """Raise ValueError unless the object is a regular file."""
         if not stat.S_ISREG(self.stat.st_mode):
             raise ValueError(f"not a regular file: {self.name!r}")
 
     def check_lockable(self) -> None:
         """Raise OSError (ENOTSUP) unless the object is on a tmpfs.
 
-        On network and user-space file systems two kernels can both grant one lock.
+        On network and user-space file systems two machines can be granted one lock.
         """
         dev = self.stat.st_dev
         if dev in _tmpfs_devices:
@@ -148,7 +148,7 @@ class Object:
         raise OSError(errno.ENOTSUP, f"{DIR} is not a tmpfs", self.name)
 
     def named(self) -> bool:
-        """Whether the name leads to this object; an open inode's number is not reused."""
+        """Return whether the name leads to this object. The inode number of an open file is not reused."""
         try:
             there = os.stat(DIR + self.name, follow_symlinks=False)
         except FileNotFoundError:
@@ -157,8 +157,8 @@ class Object:
 
     def publish(self) -> None:
         """Give a new object its name, or raise FileExistsError."""
-        # os.link calls link(2), which does not follow the link in /proc, unless
-        # it is given a directory; an absolute path does not use that.
+        # Without a directory os.link calls link(2), which does not follow the link in
+        # /proc. An absolute path does not use the directory.
         try:
             os.link(f"/proc/self/fd/{self.fd}", DIR + self.name, src_dir_fd=self.fd, follow_symlinks=True)
         except OSError as e:
@@ -167,9 +167,9 @@ class Object:
     def reserve(self, size: int) -> None:
         """Allocate the memory of size bytes, or raise OSError (ENOSPC).
 
-        A signal makes fallocate on tmpfs give back all that the call had
-        allocated, so it goes by pieces. What cannot fit is not begun, for it
-        would fill the file system on the way to failure.
+        A signal makes fallocate on tmpfs release all that the call has allocated, so it is
+        called for one piece after the other. A size that cannot fit is not begun, because it
+        would fill the file system before it fails.
         """
         fs = os.fstatvfs(self.fd)
         free = fs.f_bavail * fs.f_frsize
@@ -186,11 +186,11 @@ _tmpfs_devices: Set[int] = set()
 
 
 def create_object(name: str, size: int, mode: int, sparse: bool) -> Object:
-    """A new object to be called name: it is gone when it is closed before publish."""
+    """Create an object that publish will give its name; closed before that, it is gone."""
     try:
         o = Object(name, DIR, os.O_TMPFILE | os.O_RDWR, mode)
         try:
-            os.fchmod(o.fd, mode)  # the umask took bits away
+            os.fchmod(o.fd, mode)  # the umask has removed bits
             os.ftruncate(o.fd, size)
             if not sparse:
                 o.reserve(size)
@@ -203,27 +203,27 @@ def create_object(name: str, size: int, mode: int, sparse: bool) -> Object:
 
 
 def open_object(name: str, write: bool) -> Object:
-    """The object called name; what is not a regular file is never followed or waited for."""
+    """Open the object called name. Links are not followed, and no kind of file makes it wait."""
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     try:
         return Object(name, DIR + name, flags | (os.O_RDWR if write else os.O_RDONLY))
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise ValueError(f"not a regular file: {name!r}") from None
-        if e.errno == errno.EAGAIN:  # somebody has a lease on it: fcntl(2)
-            raise Again from busy(name)
+        if e.errno == errno.EAGAIN:  # another process has a lease on it: fcntl(2)
+            raise Retry from busy(name)
         raise renamed(e, name) from None
 
 
 def unlink_if_named(o: Object) -> None:
-    """Take its name away from the object, or raise FileNotFoundError if it has lost it."""
+    """Unlink the object, or raise FileNotFoundError if its name does not lead to it."""
     if not o.named():
         raise os_error(errno.ENOENT, o.name)
     unlink_object(o.name)
 
 
 def unlink_object(name: str) -> None:
-    """Take the name away, whatever it leads to."""
+    """Remove the name, whatever it leads to."""
     try:
         os.unlink(DIR + name)
     except OSError as e:
@@ -231,7 +231,7 @@ def unlink_object(name: str) -> None:
 
 
 def unlink_unopened(name: str) -> None:
-    """Take the name away from a block that we may not open, for which that right suffices."""
+    """Unlink a block that the process may not open; permission to unlink is sufficient."""
     st = os.stat(DIR + name, follow_symlinks=False)
     if not stat.S_ISREG(st.st_mode):
         raise ValueError(f"not a regular file: {name!r}")
@@ -239,7 +239,7 @@ def unlink_unopened(name: str) -> None:
 
 
 def names() -> List[str]:
-    """The names of the objects there are."""
+    """Return the names of all objects."""
     with os.scandir(DIR) as entries:
         return [e.name for e in entries if e.is_file(follow_symlinks=False)]
 

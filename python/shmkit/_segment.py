@@ -1,4 +1,4 @@
-"""The life of a block, step by step as in refcount.go and segment.go."""
+"""The life of a block, with the steps of refcount.go and create.go."""
 
 import atexit
 import contextlib
@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Any, Callable, List, Optional, Set, Tuple, Type
 
 from . import _header, _linux
-from ._header import COUNT, DEAD, LIVE, SIZE, STATE, WRITTEN, Layout
-from ._linux import ALONE, LIFE, MUTEX, SHARED, UNHELD, Again, Object, os_error, patiently
+from ._header import COUNT, LIVE, SIZE, STALE, STATE, WRITTEN, Layout
+from ._linux import ALONE, LIFE, MUTEX, SHARED, UNHELD, Object, Retry, os_error, retry
 
 # Before 3.13 each mapping keeps a copy of the descriptor, which data does not need.
 _UNTRACKED = {"trackfd": False} if sys.version_info >= (3, 13) else {}
@@ -32,9 +32,9 @@ def _access(writable: bool) -> int:
 class _Words:
     """The words of the header that change.
 
-    Each is read and written by one aligned access of its size. Only who holds
-    the mutex lane changes count; what a Python process does to the others needs
-    no comparison with what they were (see Segment.truncate).
+    Each is read and written by one aligned access of its size. Only the holder of the
+    mutex changes count. Stores to the others do not depend on their values before (see
+    Segment.truncate).
     """
 
     def __init__(self, o: Object, layout: Layout, writable: bool) -> None:
@@ -45,7 +45,7 @@ class _Words:
         self._by_size = {4: self._view.cast("I"), 8: self._view.cast("Q")}
 
     def _check(self) -> None:
-        # To access memory that somebody has truncated would end the process.
+        # Access to memory that another program has truncated would end the process.
         if self._map.size() < self._whole:
             raise OSError(errno.EFAULT, "block was truncated by another program", self._name)
 
@@ -58,7 +58,7 @@ class _Words:
         self._by_size[size][offset // size] = value
 
     def close(self) -> None:
-        """Unmap the header; again, do nothing. What uses it in another thread raises ValueError."""
+        """Unmap the header. A second call does nothing. Uses in other threads raise ValueError."""
         for view in (*self._by_size.values(), self._view):
             view.release()
         self._map.close()
@@ -67,9 +67,9 @@ class _Words:
 class _Attachment:
     """An object that this process has open and is attached to.
 
-    An exception such as KeyboardInterrupt can stop each method at any
-    instruction. What it has done until then is in the fields, so that _leave can
-    be called then, and called again if it is stopped itself.
+    An exception such as KeyboardInterrupt can stop each method at any instruction. The
+    fields record what it has done until then, so that _leave can be called after that, and
+    again if it is stopped itself.
     """
 
     def __init__(self, o: Object, layout: Layout) -> None:
@@ -77,9 +77,9 @@ class _Attachment:
         self.layout = layout
         self.pid = os.getpid()
         self.counted = False
-        # What the count is without this attachment; none while others can change it.
+        # The count without this attachment; None while other processes can change it.
         self.others: Optional[int] = None
-        self.settled = False  # nothing is left to do but to let go
+        self.settled = False  # only locks and memory are left to release
         self.words = _Words(o, layout, o.writable)
         self._detaching = threading.Lock()
         self._watches: List["weakref.ref[mmap.mmap]"] = []
@@ -87,11 +87,11 @@ class _Attachment:
     def watch(self, data: mmap.mmap) -> None:
         """Detach when data is deallocated, or at the end of the interpreter.
 
-        What refers to data keeps it alive, and thereby the attachment.
+        A reference to data keeps the attachment.
         """
         _attached.add(self)
-        # The exception that stops the first function at its first instruction
-        # does not stop the second.
+        # An exception that stops the first function at its first instruction does not
+        # stop the second.
         self._watches = [weakref.ref(data, self._dropped), weakref.ref(data, self._dropped)]
 
     def _dropped(self, _: object) -> None:
@@ -100,11 +100,11 @@ class _Attachment:
             cap = self.layout.capacity
             warnings.warn(f"unclosed <shmkit.Segment {self.object.name!r} cap={cap}>", ResourceWarning, source=self)
 
-    def found(self) -> None:
-        """Make this the first attachment of a block that has no name yet.
+    def init_header(self) -> None:
+        """Make this the first attachment of a block that is not published.
 
-        The life lane is held before it gets one, so a block with a name had
-        somebody attached, and once nobody is, it is dead.
+        It joins before: a block that is published had an attachment, and is stale once it
+        has none.
         """
         self.object.check_lockable()
         self.object.must_lock(LIFE, SHARED)
@@ -112,53 +112,52 @@ class _Attachment:
         self.counted = True
 
     def attach(self) -> None:
-        """Attach, or raise; whoever calls detaches then, to drop the locks."""
+        """Attach, or raise; the caller then calls detach to release the locks."""
         if not self.object.writable:
             return self._attach_uncounted()
         self.object.must_lock(MUTEX, ALONE)
         abandoned = self.object.lock(LIFE, ALONE)
         if abandoned and not self.layout.persistent:
             with contextlib.suppress(OSError):
-                _bury(self.object)  # whoever was attached was killed
+                _mark_stale_and_unlink(self.object)  # all that were attached have been killed
             raise os_error(errno.ENOENT, self.object.name)
-        self._share()
-        self.others = 0 if abandoned else self.words.load(COUNT, 4)  # abandoned: killed processes are in it
+        self._join()
+        self.others = 0 if abandoned else self.words.load(COUNT, 4)  # abandoned: it counts killed processes
         self.words.store(COUNT, 4, (self.others + 1) & 0xFFFFFFFF)
         self.counted = True
         self.others = None
         self.object.must_lock(MUTEX, UNHELD)
 
     def _attach_uncounted(self) -> None:
-        """Attach without permission to write, and so without a part in the count.
+        """Attach without permission to write, and so without being counted.
 
-        It must see somebody attached before it shares the life lane: two such
-        processes that came to a dead block and looked afterwards would take each
-        other for a reason to stay.
+        It must see another attachment before it joins. Two such processes that came to a
+        stale block and looked afterwards would each take the other for a reason to stay.
         """
         how = self.object.holder(LIFE)
-        if how == ALONE:  # somebody is finding out whether the block is dead
-            raise Again from _linux.busy(self.object.name)
+        if how == ALONE:  # another process is finding out whether the block is stale
+            raise Retry from _linux.busy(self.object.name)
         if how == UNHELD and not self.layout.persistent:
             raise os_error(errno.ENOENT, self.object.name)
-        self._share()
+        self._join()
 
-    def _share(self) -> None:
-        """Share the life lane of a block that its name still leads to."""
+    def _join(self) -> None:
+        """Join, and make sure that the name still leads to this block."""
         self.object.must_lock(LIFE, SHARED)
         if not self.object.named():
-            raise Again from os_error(errno.ENOENT, self.object.name)
+            raise Retry from os_error(errno.ENOENT, self.object.name)
         if self.words.load(STATE, 4) != LIVE:
-            raise Again from _header.HeaderError("damaged block header: dead under its name")
+            raise Retry from _header.HeaderError("damaged block header: marked stale under its name")
 
     def detach(self) -> None:
-        """End the attachment, and the block if it was the last one; again, do nothing.
+        """End the attachment, and the block if it was the last one. A second call does nothing.
 
-        The kernel's locks decide that; the count may hold killed processes. If a
-        stopped peer keeps the mutex lane beyond patience, the block, if nobody
-        else is attached, is left for whoever comes next. An exception such as
-        KeyboardInterrupt is raised when the attachment has ended.
+        The kernel's locks decide that, because the count can include killed processes. If a
+        stopped process holds the mutex for longer than PATIENCE, the block stays, stale if no
+        other process is attached. An exception such as KeyboardInterrupt is raised when the
+        attachment has ended.
         """
-        if self._detaching.locked():  # by another thread, or by what a signal handler has interrupted
+        if self._detaching.locked():  # by another thread, or a call that a signal handler has interrupted
             return
         try:
             self._leave()
@@ -172,9 +171,9 @@ class _Attachment:
         with self._detaching:
             if self.object.closed:
                 return
-            if os.getpid() == self.pid:  # a forked child must leave its parent's locks alone
+            if os.getpid() == self.pid:  # a forked child must not release its parent's locks
                 if not self.settled:
-                    with contextlib.suppress(OSError):  # which does not keep us attached
+                    with contextlib.suppress(OSError):  # it detaches all the same
                         self._settle()
                     self.settled = True
                 self.object.unlock()
@@ -184,20 +183,20 @@ class _Attachment:
             self.object.close()
 
     def _settle(self) -> None:
-        """Leave the count, and end the block if nobody else is attached."""
+        """Lower the count, and remove the block if no other process is attached."""
         if not self.counted and self.others is None:
             return
         try:
-            patiently(functools.partial(self.object.must_lock, MUTEX, ALONE))
+            retry(functools.partial(self.object.must_lock, MUTEX, ALONE))
             alone = True
         except TimeoutError:
             alone = False
-        with contextlib.suppress(OSError):  # truncated, which does not change the verdict
+        with contextlib.suppress(OSError):  # a truncated block does not change the decision
             if self.others is None:
                 self.others = (self.words.load(COUNT, 4) - 1) & 0xFFFFFFFF
             self.words.store(COUNT, 4, self.others)
         if alone and not self.layout.persistent and self.object.lock(LIFE, ALONE):
-            _bury(self.object)
+            _mark_stale_and_unlink(self.object)
 
 
 _attached: Set[_Attachment] = set()
@@ -209,27 +208,27 @@ def _detach_all() -> None:
         attachment.detach()
 
 
-def _bury(o: Object) -> None:
-    """End a block that nobody is attached to, or raise why it could not be unlinked.
+def _mark_stale_and_unlink(o: Object) -> None:
+    """Remove a block without attachments, or raise why it could not be unlinked.
 
-    The caller holds both lanes alone. In a directory with the sticky bit only
-    the owner may unlink; the block then stays, dead, for its owner.
+    The caller has locked MUTEX and LIFE ALONE. In a directory with the sticky bit only the
+    owner may unlink; otherwise the block stays, stale, for its owner.
     """
     try:
-        os.pwrite(o.fd, struct.pack("=I", DEAD), STATE)
-    except OSError:  # a full object does not change the verdict
+        os.pwrite(o.fd, struct.pack("=I", STALE), STATE)
+    except OSError:  # a full object does not change the decision
         pass
     _linux.unlink_if_named(o)
 
 
 def _read_header(o: Object) -> Layout:
-    # Read past the mapping: nothing is mapped before it is known to be sound.
+    # Read by a system call: nothing is mapped before the header is checked.
     o.check_regular()
     return _header.parse(os.pread(o.fd, _header.USED, 0), o.stat.st_size)
 
 
 def _reap(name: str) -> bool:
-    """Unlink the block called name if it is ours and dead, and return whether it was."""
+    """Unlink the block called name if it has a header and is stale; return whether it did."""
     o = _linux.open_object(name, True)
     try:
         try:
@@ -239,16 +238,16 @@ def _reap(name: str) -> bool:
         if layout.persistent:
             return False
         o.check_lockable()
-        # Asking first spares the living: the lock would make an opener wait.
+        # Asking first spares blocks in use: the lock would make an opener wait.
         how = o.holder(LIFE)
         if how == SHARED:
             return False
         if how == ALONE:
-            raise Again from _linux.busy(name)
+            raise Retry from _linux.busy(name)
         try:
             o.must_lock(MUTEX, ALONE)
             o.must_lock(LIFE, ALONE)
-            _bury(o)
+            _mark_stale_and_unlink(o)
             return True
         finally:
             o.unlock()
@@ -257,44 +256,42 @@ def _reap(name: str) -> bool:
 
 
 def _taken(name: str) -> bool:
-    """Whether a block has the name that is in use, persistent, or another user's; a dead one loses it."""
+    """Return whether the name is that of a block in use, a persistent one, or another user's; remove a stale one."""
     try:
         return not _reap(name)
     except PermissionError:
         return True
-    except (OSError, ValueError, Again):
+    except (OSError, ValueError, Retry):
         return False
 
 
 def reap() -> List[str]:
-    """Unlink all dead blocks, as far as this process may, and return their names.
+    """Unlink all stale blocks that the process is permitted to unlink; return their names.
 
-    A dead block is one that only killed processes were attached to. Those of
-    other programs, and persistent ones, are left alone.
+    Blocks in use, persistent blocks, and blocks of other programs are not touched.
     """
     reaped = []
     for name in _linux.names():
         try:
             if _reap(_clean(name)):
                 reaped.append(name)
-        except (OSError, ValueError, Again):
-            pass  # not ours, not dead, or not for us to remove
+        except (OSError, ValueError, Retry):
+            pass  # another program's, not stale, or not permitted
     return reaped
 
 
 def unlink(name: str) -> None:
-    """Take the name of a block away at once, whether somebody is attached or not.
+    """Remove the name of a block immediately, whether processes are attached or not.
 
-    Everybody who is attached keeps the memory. It works on every kind of block.
-    Raises FileNotFoundError, PermissionError, TimeoutError, or ValueError for a
-    bad name or what is not a regular file.
+    Attachments keep the memory. It works on every kind of block. Raises FileNotFoundError,
+    PermissionError, TimeoutError, or ValueError for a bad name or a file that is not regular.
     """
     name = _clean(name)
-    patiently(lambda: _unlink_once(name, None))
+    retry(lambda: _unlink_once(name, None))
 
 
 def _unlink_once(name: str, only: Optional[Object]) -> None:
-    """Unlink whatever block has the name or, with only, that one."""
+    """Unlink only, or if that is None the block that has the name."""
     if only is not None and not only.named():
         raise os_error(errno.ENOENT, name)
     try:
@@ -306,7 +303,7 @@ def _unlink_once(name: str, only: Optional[Object]) -> None:
         o.must_lock(MUTEX, ALONE)
         try:
             if not o.named():
-                raise Again from os_error(errno.ENOENT, name)  # another block has the name now
+                raise Retry from os_error(errno.ENOENT, name)  # another block has the name now
             _linux.unlink_if_named(only or o)
         finally:
             o.unlock()
@@ -319,22 +316,22 @@ def _clean(name: str) -> str:
         raise TypeError(f"name must be a str, not {type(name).__name__}")
     name = name[1:] if name.startswith("/") else name
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", name):
-        raise ValueError(f"bad name: {name!r}")
+        raise ValueError(f"bad name {name!r}: must be 1 to 255 of A-Z a-z 0-9 . _ - and not begin with a dot")
     return name
 
 
 class Segment:
     """An attachment to a block, made by :meth:`create` or :meth:`open`.
 
-    It ends with :meth:`close`, at the end of a ``with`` statement, or with the
-    process, whatever ends that. A Segment that is dropped is detached, with a
-    ResourceWarning, once nothing uses its memory any more. Methods of a closed
-    one raise ValueError, as those of a file do.
+    It ends with :meth:`close`, at the end of a ``with`` statement, or with the process,
+    however that ends. A Segment that is dropped is detached, with a ResourceWarning, once
+    nothing uses its memory. Methods of a closed Segment raise ValueError, as those of a
+    file do.
 
-    Threads can share a Segment. A process forked by ``os.fork`` is no attachment
-    of its own: what it inherits is valid memory, and keeps the block as long as
-    either process has it, until the parent closes. Open the block in the child
-    to be counted. Pickling does that: the copy is a new attachment.
+    Threads can share a Segment. A process forked by ``os.fork`` has no attachment of its
+    own: the memory that it inherits stays valid, and keeps the block as long as either
+    process has it, until the parent closes. Open the block in the child to attach it.
+    A pickled Segment does that: its copy is a new attachment.
     """
 
     def __init__(self, attachment: _Attachment, data: mmap.mmap, readonly: bool) -> None:
@@ -349,20 +346,21 @@ class Segment:
     ) -> "Segment":
         """Create a block of size bytes, all zero, and attach to it.
 
-        With None as its name it gets one that no other block has. A persistent
-        block stays until it is unlinked. The memory is reserved unless the block
-        is sparse; access to a sparse one ends the process when memory runs out.
+        If name is None, the block gets a random name that no other block has. A stale
+        block of the name is replaced. A persistent block stays until it is unlinked. The
+        memory is reserved unless the block is sparse. Access to a sparse block ends the
+        process if there is no memory left.
 
-        Raises FileExistsError (a dead block is replaced), OSError with ENOSPC,
-        ENOTSUP where /dev/shm is no tmpfs, PermissionError, TimeoutError, or
-        ValueError for a bad name, size or mode. What fails leaves nothing behind.
+        Raises FileExistsError, OSError with ENOSPC, or ENOTSUP if /dev/shm is not a tmpfs,
+        PermissionError, TimeoutError, ValueError for a bad name, size or mode, or TypeError
+        for a name that is not a str. On error it leaves nothing behind.
         """
         clean = _clean(name) if name is not None else "shm-" + secrets.token_hex(10)
         if not 0 < size < 1 << 62:
-            raise ValueError(f"bad size: {size}")
+            raise ValueError(f"bad size {size}: must be at least 1 and less than 2**62")
         if mode & ~0o777 or mode & 0o600 != 0o600:
-            raise ValueError(f"bad mode: {mode:o}")
-        if name is not None and _taken(clean):  # no memory need be found for nothing
+            raise ValueError(f"bad mode {mode:#o}: must be within 0o777 and include 0o600")
+        if name is not None and _taken(clean):  # before any memory is allocated
             raise os_error(errno.EEXIST, clean)
         flags = (_header.PERSISTENT if persistent else 0) | (_header.SPARSE if sparse else 0)
         layout = _header.new_layout(size, flags)
@@ -375,8 +373,8 @@ class Segment:
             o = new()
 
         def start(a: _Attachment) -> None:
-            a.found()
-            patiently(lambda: _publish(o))
+            a.init_header()
+            retry(lambda: _publish(o))
 
         return cls._begin(o, layout, False, start)
 
@@ -384,22 +382,22 @@ class Segment:
     def open(cls, name: str, *, readonly: bool = False) -> "Segment":
         """Attach to the block called name.
 
-        A readonly Segment needs no permission to write; without it, it keeps the
-        block alive but is not in the count of references.
+        A readonly Segment needs no permission to write. Without that permission it keeps
+        the block but is not counted in refs.
 
-        Raises FileNotFoundError if there is no block, or none that anybody is
-        attached to, PermissionError, NotSegmentError, VersionError or HeaderError
-        (all ValueError), ValueError for a bad name, OSError, or TimeoutError if a
-        process was stopped in the middle of attaching or detaching. What fails
-        changes nothing.
+        Raises FileNotFoundError if there is no such block or it is stale, PermissionError,
+        NotSegmentError, VersionError or HeaderError (all ValueError) for its header,
+        ValueError for a bad name, TypeError for a name that is not a str, OSError, or
+        TimeoutError if a process was stopped while it attached or detached. On error it
+        does not change a block that is in use.
         """
         clean = _clean(name)
-        return patiently(lambda: cls._open_once(clean, readonly))
+        return retry(lambda: cls._open_once(clean, readonly))
 
     @classmethod
     def _open_once(cls, name: str, readonly: bool) -> "Segment":
         try:
-            # Write permission is needed to be counted, so it is asked for even to read.
+            # To be counted takes permission to write, so even a readonly Segment asks for it.
             o = _linux.open_object(name, True)
         except PermissionError:
             if not readonly:
@@ -433,19 +431,18 @@ class Segment:
             raise
 
     def close(self) -> None:
-        """Detach, and unlink the block if nobody else is attached; again, do nothing.
+        """Detach, and unlink the block if no other process is attached. A second call does nothing.
 
-        It makes pauses of two seconds in all while other processes hold the block's
-        lock, and then gives up the unlinking, not the detaching. Memory in use stays
-        valid: it is unmapped when no view of buf and no array made from one refers
-        to it. But the process is not attached to the block any more.
-        KeyboardInterrupt during close is raised when it has detached.
+        While another process holds the block's mutex it pauses, two seconds in all, and then
+        detaches without unlinking. Memory in use stays valid: it is unmapped when no view of
+        buf, and no array made from one, refers to it. But the process is not attached any
+        more. KeyboardInterrupt during close is raised when it has detached.
         """
         try:
             self._attachment.detach()
         finally:
-            # It is not closed: an array of NumPy can refer to a mapping without
-            # an export of its buffer that would keep close from unmapping it.
+            # Not closed but dropped: a NumPy array can refer to the mapping without an
+            # export of its buffer, which would keep mmap.close from unmapping it.
             self._data = None
 
     def _open_data(self) -> mmap.mmap:
@@ -456,9 +453,9 @@ class Segment:
 
     @property
     def buf(self) -> memoryview:
-        """The memory of the block, size bytes as of now; read-only for a readonly Segment.
+        """The memory of the block, of its size at this moment; read-only for a readonly Segment.
 
-        Each use makes a new view, so keep it where speed matters.
+        Each access creates a new view, so keep the view where speed matters.
         """
         data = self._open_data()
         if not self._readonly:
@@ -472,24 +469,24 @@ class Segment:
 
     @property
     def cap(self) -> int:
-        """How many bytes the block can hold, which never changes."""
+        """The number of bytes that the block can hold, which never changes."""
         return self._attachment.layout.capacity
 
     @property
     def size(self) -> int:
-        """How many bytes the block holds, which all processes see change."""
+        """The number of bytes that the block holds; all processes see it change."""
         self._open_data()
         return min(self._attachment.words.load(SIZE, 8), self.cap)
 
     @property
     def refs(self) -> int:
-        """How many attachments the header counts: killed processes, but none that may only read."""
+        """The count of attachments in the header: with killed processes, without those that may only read."""
         self._open_data()
         return min(self._attachment.words.load(COUNT, 4), (1 << 31) - 1)
 
     @property
     def id(self) -> bytes:
-        """16 random bytes that tell blocks of one name apart."""
+        """16 random bytes that distinguish blocks of one name."""
         return self._attachment.layout.id
 
     @property
@@ -502,22 +499,22 @@ class Segment:
 
     @property
     def linked(self) -> bool:
-        """Whether the name still leads to this block."""
+        """Whether the name leads to this block."""
         self._open_data()
         return self._attachment.object.named()
 
     def truncate(self, size: int) -> None:
-        """Set size, 0 to cap, for all processes; bytes cut off are cleared.
+        """Set size, 0 to cap, for all processes. Bytes that are cut off are cleared.
 
-        Python has no atomic comparison, so of a process that appends at the same
-        moment the new size can be lost. One process at a time should set it.
+        Python has no atomic compare-and-swap: if another process appends at the same moment,
+        its new size can be lost. Only one process at a time should set the size.
         """
         data = self._open_data()
         if self._readonly:
             raise io.UnsupportedOperation("segment is read-only")
         if not 0 <= size <= self.cap:
-            raise ValueError(f"size {size} of at most {self.cap}")
-        # All bytes beyond size are zero, so that a block grows by setting size.
+            raise ValueError(f"bad size {size}: must be 0 to {self.cap}")
+        # All bytes beyond size are zero, so that setting size is all it takes to grow a block.
         words, old = self._attachment.words, self.size
         end = min(old, words.load(WRITTEN, 8))
         if size < old and self._attachment.layout.sparse:
@@ -529,27 +526,27 @@ class Segment:
         words.store(SIZE, 8, size)
 
     def _punch(self, data: mmap.mmap, start: int, end: int) -> int:
-        """Give back the pages of data[start:end], and return where what is left to clear ends."""
+        """Release the pages of data[start:end]; return the end of what is left to clear."""
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         if first < end:
             try:
                 data.madvise(mmap.MADV_REMOVE, first, end - first)
             except OSError:  # the memory is locked: madvise(2)
                 return end
-        # What is left of the first page is cleared only if it is not zero: to
-        # write to a hole takes memory, and ends the process if there is none.
+        # The rest of the first page is cleared only if it is not zero: a store to a hole
+        # takes memory, and ends the process if there is none.
         rest = min(first, end) - start
         left = os.pread(self._attachment.object.fd, rest, self._attachment.layout.header_size + start)
         return start + rest if any(left) else start
 
     def unlink(self) -> None:
-        """Take the block's name away at once; whoever is attached keeps the memory.
+        """Remove the block's name immediately. Attachments keep the memory.
 
-        Raises FileNotFoundError if it has lost it already, PermissionError or
+        Raises FileNotFoundError if the block has lost its name already, PermissionError or
         TimeoutError.
         """
         self._open_data()
-        patiently(lambda: _unlink_once(self.name, self._attachment.object))
+        retry(lambda: _unlink_once(self.name, self._attachment.object))
 
     def __enter__(self) -> "Segment":
         self._open_data()
@@ -569,16 +566,16 @@ class Segment:
 
 
 def _publish(o: Object) -> None:
-    """Give the block its name, which a dead block must make free."""
+    """Give the block its name; a stale block of that name is removed."""
     try:
         o.publish()
     except FileExistsError as e:
         try:
             gone = _reap(o.name)
-        except (FileNotFoundError, Again):
+        except (FileNotFoundError, Retry):
             gone = True
         except (OSError, ValueError):
             gone = False
         if gone:
-            raise Again from e
+            raise Retry from e
         raise

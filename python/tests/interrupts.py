@@ -171,14 +171,14 @@ class Everywhere(Case):
             self.assertEqual(witness.refs, 1)
             self.assertIn(witness.linked, linked)
             if witness.linked:
-                with self.open() as b:  # nobody holds the mutex lane
+                with self.open() as b:  # no process holds the mutex
                     self.assertEqual((b.id, b.refs), (witness.id, 2))
             witness.close()
             self.assertFalse(self.exists())
 
         self.at_every(start, f, check, **kwargs)
 
-    def leave_dead(self):
+    def leave_stale(self):
         """Leave behind what a killed process does."""
         layout = _header.new_layout(100, 0)
         o = _linux.create_object(self.name, layout.object_size, 0o600, False)
@@ -186,8 +186,8 @@ class Everywhere(Case):
         o.publish()
         o.close()
 
-    def dead(self, f):
-        """Interrupt f at a dead block, which must stay dead or go."""
+    def stale(self, f):
+        """Interrupt f at a stale block, which must stay stale or be removed."""
 
         def check(before):
             self.check_descriptors(before)
@@ -195,7 +195,7 @@ class Everywhere(Case):
                 Segment.open(self.name)
             self.assertFalse(self.exists())
 
-        self.at_every(self.leave_dead, f, check)
+        self.at_every(self.leave_stale, f, check)
 
     def test_create(self):
         self.alone(lambda _: Segment.create(self.name, 100))
@@ -213,18 +213,18 @@ class Everywhere(Case):
 
         self.beside(f)
 
-    def test_create_at_dead(self):
-        self.dead(lambda _: Segment.create(self.name, 100))
+    def test_create_at_stale(self):
+        self.stale(lambda _: Segment.create(self.name, 100))
 
-    def test_open_at_dead(self):
+    def test_open_at_stale(self):
         def f(_):
             with self.assertRaises(FileNotFoundError):
                 Segment.open(self.name)
 
-        self.dead(f)
+        self.stale(f)
 
     def test_reap(self):
-        self.dead(lambda _: _segment._reap(self.name))
+        self.stale(lambda _: _segment._reap(self.name))
 
     def test_open_persistent(self):
         """The first to come finds those that were killed in the count."""

@@ -434,7 +434,7 @@ class Processes(Case):
             p = self.peer()
             self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10)"), "done")
             p.end()
-            # Other programs may find it dead before us, at any time.
+            # Other programs may find it stale before us, at any time.
             if find == "open":
                 with self.assertRaises(FileNotFoundError):
                     self.open()
@@ -472,7 +472,7 @@ class Processes(Case):
                 self.assertFalse(self.exists())
 
     def test_stopped_in_the_middle(self):
-        """A peer that holds the mutex lane for ever: errors after patience, no hang."""
+        """A peer that holds the mutex for ever: errors after PATIENCE, no hang."""
         a, b = self.create(), self.open()
         _linux.PATIENCE, patience = 0.05, _linux.PATIENCE
         self.addCleanup(setattr, _linux, "PATIENCE", patience)
@@ -484,7 +484,7 @@ class Processes(Case):
                 f()
         a.close()
         b.close()
-        self.assertTrue(self.exists())  # dead, for whoever comes next
+        self.assertTrue(self.exists())  # stale, until the next process removes it
         o.unlock()
         with self.assertRaises(FileNotFoundError):
             self.open()
@@ -525,7 +525,7 @@ class Processes(Case):
                     os._exit(0)
             os.waitpid(pid, 0)
             self.assertEqual([bytes(a.buf[:6]), a.refs, a.linked], [b"child ", 1, True])
-            with self.open() as b:  # would find a block without locks dead
+            with self.open() as b:  # would find a block without locks stale
                 self.assertEqual(b.id, a.id)
         a.close()
         self.assertFalse(self.exists())
@@ -594,7 +594,7 @@ for i in range(300):
         self.assertTrue(self.exists())
         self.assertEqual(p.do("s.close()"), "done")
         self.assertEqual(p.do(f"s = Segment.open({self.name!r}, readonly=True)"), "FileNotFoundError")
-        with self.assertRaises(FileNotFoundError):  # ... and dead after it
+        with self.assertRaises(FileNotFoundError):  # ... and stale after it
             self.open()
         self.assertFalse(self.exists())
 
@@ -649,14 +649,14 @@ with Segment.create("taken", 600 << 10):
 """
         self.run_on("tmpfs", "size=1m", program)
 
-    def test_the_dead_make_room(self):
+    def test_stale_blocks_make_room(self):
         program = """
 pid = os.fork()
 if pid == 0:
-    kept = Segment.create("dead", 800 << 10)
+    kept = Segment.create("stale", 800 << 10)
     os._exit(0)
 os.waitpid(pid, 0)
-assert os.path.exists("/dev/shm/dead")
+assert os.path.exists("/dev/shm/stale")
 with Segment.create("new", 700 << 10):
     assert os.listdir("/dev/shm") == ["new"]
 print("end")

@@ -111,7 +111,7 @@ def kill_at(what, name, point):
         try:
             (Segment.open(name) if what == "open" else Segment.create(name, 100)).close()
         except FileNotFoundError:
-            pass  # it was a dead one
+            pass  # it was stale
         except Exception:
             traceback.print_exc()
             os._exit(1)
@@ -123,7 +123,7 @@ def kill_at(what, name, point):
     return "done" if status == 0 else "failed"
 
 
-def leave_dead(name):
+def leave_stale(name):
     """Fork a process that creates a block and ends as if killed."""
     pid = os.fork()
     if pid == 0:
@@ -173,7 +173,7 @@ verbs = {
     "linked": lambda: str(seg.linked).lower(),
     "truncate": lambda n: seg.truncate(int(n)),
     "killat": kill_at,
-    "leavedead": leave_dead,
+    "leavestale": leave_stale,
     "cycle": cycle,
     "churn": churn,
 }
