@@ -1,4 +1,4 @@
-"""The build backend of shmkit for pip: PEP 517 and PEP 660, without anything to download.
+"""The build backend of shmkit for pip: PEP 517 and PEP 660, with nothing to download.
 
 A wheel of pure Python is a zip file of the package and three files about it.
 """
@@ -21,7 +21,7 @@ METADATA = f"""\
 Metadata-Version: 2.1
 Name: shmkit
 Version: {VERSION}
-Summary: Named shared memory that lives exactly as long as a process is attached to it, shared with Go
+Summary: Named shared memory that exists as long as a process is attached to it, shared with Go
 License: MIT
 Project-URL: Source, https://github.com/shmkit/shm
 Classifier: Operating System :: POSIX :: Linux
@@ -55,7 +55,7 @@ def _wheel(directory: str, files: Dict[str, bytes]) -> str:
     wheel = f"{STEM}-py3-none-any.whl"
     with zipfile.ZipFile(pathlib.Path(directory, wheel), "w", zipfile.ZIP_DEFLATED) as z:
         for name, content in files.items():
-            entry = zipfile.ZipInfo(name)  # with the same time in every wheel
+            entry = zipfile.ZipInfo(name)  # which has the same time in every wheel
             entry.external_attr = 0o644 << 16
             z.writestr(entry, content, zipfile.ZIP_DEFLATED)
     return wheel

@@ -1,8 +1,8 @@
-"""Doubles, in place, the float64 numbers that another process has put in a block.
+"""Double, in place, the float64 numbers that another process has stored in a block.
 
     python3 double.py NAME
 
-The array is the block's memory itself, so whoever is attached sees it change.
+The array is the block's memory itself, so all attached processes see it change.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Makes a block of images for Go, waits until Go has worked on it, and sums it up.
+"""Create a block of images for Go, wait until Go has changed it, and add it up.
 
     python3 frames.py
 
