@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// startDemo starts a demo of a stream from the test and returns when its four
-// readers are attached, which are told by their process ids.
+// startDemo starts a demo of a stream from the test. It returns the process ids of
+// the four readers when they are attached.
 func startDemo(t *testing.T) (demo *process, name string, readers []int) {
 	t.Helper()
 	skipUnsupported(t)
@@ -65,7 +65,7 @@ func TestDemoOfFile(t *testing.T) {
 	}
 }
 
-// A reader that comes to harm is a check that fails, and no more.
+// If a reader is killed, its checks fail and the demo goes on.
 func TestDemoReaderFails(t *testing.T) {
 	demo, name, readers := startDemo(t)
 	reader, err := os.FindProcess(readers[2])
@@ -129,7 +129,7 @@ func TestBars(t *testing.T) {
 	for _, total := range []int64{1 << 20, 0, -1} {
 		shown := make(chan string)
 		go func() {
-			// Until the line that follows the bars, so that a full pipe stops nobody.
+			// Until the line after the bars, so that no write blocks.
 			var b strings.Builder
 			for buf := make([]byte, 4<<10); !strings.HasSuffix(b.String(), "end"); {
 				n, err := r.Read(buf)

@@ -27,8 +27,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// Under -race every process sleeps for a second before it exits, unless told
-	// otherwise, and there are hundreds.
+	// Under -race every process sleeps for a second before it exits by default, and
+	// the tests start hundreds.
 	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
 	testscript.Main(m, map[string]func(){"shm": main, "client": client, "signals": signals, "confined": confined}) // and puts them into PATH
 }
@@ -72,14 +72,14 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// hasShell reports whether there is a shell of Unix. On Windows there may be
-// one that has other processes, paths and signals than the tests.
+// hasShell reports whether there is a Unix shell. One on Windows would have other
+// processes, paths and signals than the tests.
 func hasShell() bool {
 	_, err := exec.LookPath("sh")
 	return err == nil && runtime.GOOS != "windows"
 }
 
-// staysPut reports whether there are blocks that stay, as put makes them.
+// staysPut reports whether the system has persistent blocks, as put creates them.
 func staysPut(t *testing.T) bool {
 	seg, err := shm.Create("", 1, shm.Persistent())
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -115,14 +115,14 @@ func TestStreamOfBinaryData(t *testing.T) {
 	needsToStay(t)
 	data := make([]byte, 5<<20+123)
 	rand.Read(data)
-	// Through pipes, which are the case of unknown size.
+	// Through pipes, whose size is unknown.
 	if out := output(t, bytes.NewReader(data), 0, "put", name); len(out) != 0 {
 		t.Errorf("put prints %q", out)
 	}
 	if got := output(t, nil, 0, "get", name); !bytes.Equal(got, data) {
 		t.Errorf("get returns %d bytes, and not the %d put", len(got), len(data))
 	}
-	// From a file, of whose offset the beginning counts.
+	// From a file, beginning at its offset.
 	path := filepath.Join(t.TempDir(), "data")
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestForeignBlock(t *testing.T) {
 	defer seg.Close()
 	size := seg.Size()
 	io.WriteString(seg, "bytes")
-	// Some systems round its size up.
+	// Some systems round the size up.
 	if got := output(t, nil, 0, "get", name); strings.TrimRight(string(got), "\x00") != "bytes" {
 		t.Errorf("get returns %q", got)
 	}
@@ -192,9 +192,8 @@ func TestHoldUntilSignal(t *testing.T) {
 	}
 }
 
-// TestIgnoredSignals starts the command as nohup does, and as a shell starts
-// what is to run in the background: SIGHUP and SIGINT are not for it, nor for
-// what it runs.
+// TestIgnoredSignals starts the command as nohup does, and as a shell starts a
+// background job: SIGHUP and SIGINT stay ignored, also in what the command runs.
 func TestIgnoredSignals(t *testing.T) {
 	skipWithoutSignals(t)
 	if !hasShell() {
@@ -268,7 +267,7 @@ func TestReap(t *testing.T) {
 		t.Errorf("open of a stale block: %v", err)
 	}
 	needsList(t)
-	// A block that another process is just reaping is passed over.
+	// Reap skips a block that another process is reaping.
 	for end := time.Now().Add(time.Minute); ; {
 		var names []string
 		out := output(t, nil, 0, "reap", "--json")
@@ -347,7 +346,7 @@ func wantGone(t *testing.T, name string) {
 	}
 }
 
-// output runs shm to its end and returns its standard output.
+// output runs shm and returns its standard output.
 func output(t *testing.T, in io.Reader, status int, args ...string) []byte {
 	t.Helper()
 	cmd := command(t, "shm", args...)
@@ -361,7 +360,7 @@ func output(t *testing.T, in io.Reader, status int, args ...string) []byte {
 	return out
 }
 
-// patience is how long anything that a test waits for may take.
+// patience is the limit for every wait of a test.
 const patience = time.Minute
 
 // command returns a command that is killed if it takes too long.
@@ -374,7 +373,7 @@ func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// process is a shm that runs beside the test, and is killed with it.
+// process is a running shm, which is killed at the end of the test.
 type process struct {
 	*exec.Cmd
 	t        *testing.T
@@ -385,7 +384,7 @@ type process struct {
 	waited   sync.Once
 }
 
-// Wait is that of exec.Cmd, and does nothing when called again.
+// Wait is the Wait of exec.Cmd, except that further calls do nothing.
 func (p *process) Wait() { p.waited.Do(func() { p.Cmd.Wait() }) }
 
 func start(t *testing.T, args ...string) *process {
@@ -442,8 +441,8 @@ func (p *process) expect(line string) {
 	}
 }
 
-// interrupt ends a process that Ctrl-C ends with status 0. On Windows, where one
-// process cannot send another Ctrl-C alone, it is killed.
+// interrupt ends a process that exits with status 0 on Ctrl-C. On Windows, where
+// Ctrl-C cannot be sent to a single process, it kills the process.
 func (p *process) interrupt() {
 	p.t.Helper()
 	if runtime.GOOS == "windows" {
@@ -455,7 +454,7 @@ func (p *process) interrupt() {
 	p.expectStatus(0)
 }
 
-// expectStatus waits for the end of the process and returns what it printed.
+// expectStatus waits until the process exits and returns its remaining output.
 func (p *process) expectStatus(status int) string {
 	p.t.Helper()
 	rest, _ := io.ReadAll(p.out)

@@ -20,10 +20,10 @@ import (
 	"github.com/shmkit/shm/manager"
 )
 
-// client is a program that uses the manager it finds in its environment:
-// "client put NAME TEXT", "client get NAME", "client hold NAME", "client pass
-// NAME TEXT", which puts and has another client get, "client leave NAME", which
-// leaves another client behind that holds.
+// client is a program that uses the manager in its environment: "client put NAME
+// TEXT", "client get NAME", "client hold NAME", "client pass NAME TEXT", which puts
+// and starts another client to get, and "client leave NAME", which starts another
+// client to hold and exits.
 func client() {
 	time.AfterFunc(patience, func() { os.Exit(2) })
 	if err := useManager(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
@@ -82,7 +82,7 @@ func useManager(verb, name string, args []string) error {
 	return err
 }
 
-// address returns one for a manager.
+// address returns an address for a manager.
 func address(t *testing.T) string {
 	t.Helper()
 	if runtime.GOOS == "windows" {
@@ -129,7 +129,7 @@ func mustBeGone(t *testing.T, addr string) {
 	}
 }
 
-// Blocks outlive who made them, and end with the job, as run does.
+// Blocks outlive the processes that create them, and end with the job and run.
 func TestRunJob(t *testing.T) {
 	skipWithoutManager(t)
 	if got := output(t, nil, 0, "run", "--", "client", "pass", "block", "some", "text"); string(got) != "some text" {
@@ -140,7 +140,7 @@ func TestRunJob(t *testing.T) {
 	output(t, nil, 127, "run", "--", "no-such-command-anywhere")
 }
 
-// What a job leaves behind goes on when run has ended.
+// A process that the job has started outlives run.
 func TestRunLeaves(t *testing.T) {
 	skipWithoutManager(t)
 	run := start(t, "run", "--", "client", "leave", "block")
@@ -154,7 +154,7 @@ func TestRunLeaves(t *testing.T) {
 	run.Wait()
 }
 
-// The job ends with run, and all it had.
+// The job and its blocks end when run is killed.
 func TestRunKilled(t *testing.T) {
 	skipWithoutManager(t)
 	tmp, err := os.MkdirTemp("", "") // what a killed run leaves, where there is no address without a file
@@ -185,7 +185,7 @@ func TestRunKilled(t *testing.T) {
 	}
 }
 
-// Run passes SIGTERM on, and ends as the command does.
+// Run forwards SIGTERM and exits with the status of the command.
 func TestRunSignal(t *testing.T) {
 	skipWithoutManager(t)
 	skipWithoutSignals(t)
@@ -221,7 +221,7 @@ func TestServeSignal(t *testing.T) {
 	}
 }
 
-// restricts reports whether there is memory that can only be read.
+// restricts reports whether the system has memory that can be handed on read-only.
 func restricts(t *testing.T) bool {
 	t.Helper()
 	made, err := shm.Anonymous(1)
@@ -244,7 +244,7 @@ func restricts(t *testing.T) bool {
 	return !errors.Is(err, errors.ErrUnsupported)
 }
 
-// Other users get in as far as they are allowed.
+// Other users may do what they are allowed to.
 func TestServeAllow(t *testing.T) {
 	skipWithoutManager(t)
 	if runtime.GOOS == "windows" {

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// signals is a program that prints "ready", and then the signals it gets until
-// SIGTERM, which ends it with status 7.
+// signals is a program that prints "ready" and then the signals it receives. On
+// SIGTERM it exits with status 7.
 func signals() {
 	got := make(chan os.Signal, 10)
 	signal.Notify(got, append(forwarded, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)...)
@@ -32,7 +32,7 @@ func signals() {
 	}
 }
 
-// terminal is the side of the screen and the keys of a terminal.
+// terminal is the screen and the keyboard of a terminal.
 type terminal struct {
 	*os.File
 	t     *testing.T
@@ -111,7 +111,7 @@ func (term *terminal) await(text string) string {
 	}
 }
 
-// end waits for the end of the command and returns what else it has shown.
+// end waits until the command exits and returns what else the terminal has shown.
 func (term *terminal) end(cmd *exec.Cmd, status int) string {
 	term.t.Helper()
 	io.Copy(&term.shown, term.File) // EIO: it is closed on the other side
@@ -129,7 +129,7 @@ func runners(t *testing.T) map[string][]string {
 	}
 }
 
-// What is sent to run and hold reaches CMD, and does not end them.
+// Run and hold forward signals to CMD and are not ended by them.
 func TestForwardedSignals(t *testing.T) {
 	skipWithoutManager(t)
 	for name, args := range runners(t) {
@@ -149,7 +149,7 @@ func TestForwardedSignals(t *testing.T) {
 	}
 }
 
-// A key is one signal for CMD, which has it from the terminal.
+// CMD gets one signal for a key, from the terminal.
 func TestKeys(t *testing.T) {
 	skipWithoutManager(t)
 	for name, args := range runners(t) {
@@ -170,7 +170,7 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// Binary data does not get to a terminal but by force, and text does.
+// Binary data is not written to a terminal without --force; text is.
 func TestGetOnTerminal(t *testing.T) {
 	name := newName(t)
 	for _, test := range []struct {
@@ -202,7 +202,7 @@ func TestGetOnTerminal(t *testing.T) {
 	}
 }
 
-// A copy that takes long shows how far it is, and one that does not is silent.
+// A long copy shows its progress; a short one shows nothing.
 func TestProgress(t *testing.T) {
 	name := newName(t)
 	put := command(t, "shm", "put", name)
@@ -241,7 +241,7 @@ func TestProgress(t *testing.T) {
 		t.Errorf("at the end get shows %q", got)
 	}
 
-	// A reader of a pipe may use the terminal itself, and a short copy is silent.
+	// The reader of a pipe may use the terminal itself; a short copy shows nothing.
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -267,7 +267,7 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// The prompt of the shell is to be on a line of its own after Ctrl-C.
+// After Ctrl-C the prompt of the shell is on a line of its own.
 func TestInterruptOnTerminal(t *testing.T) {
 	name := newName(t)
 	for _, args := range [][]string{
@@ -289,7 +289,7 @@ func TestInterruptOnTerminal(t *testing.T) {
 	}
 }
 
-// screenOf returns the lines of a terminal, as wide as need be, that was sent out.
+// screenOf returns the lines that out shows on a terminal of unlimited width.
 func screenOf(t *testing.T, out string) []string {
 	var lines [][]rune
 	row, column := 0, 0
@@ -328,7 +328,7 @@ func screenOf(t *testing.T, out string) []string {
 	return all
 }
 
-// After Ctrl-C there is one bar for each, and the prompt on a line of its own.
+// After Ctrl-C each stream has one bar, and the prompt is on a line of its own.
 func TestDemoInterruptedOnTerminal(t *testing.T) {
 	skipUnsupported(t)
 	demo := command(t, "shm", "demo", "-")
@@ -353,7 +353,7 @@ func TestDemoInterruptedOnTerminal(t *testing.T) {
 	}
 }
 
-// Tab completes the names of blocks in a bash without the package bash-completion.
+// Tab completes the names of blocks in bash without the package bash-completion.
 func TestBashCompletion(t *testing.T) {
 	if _, err := exec.LookPath("bash"); err != nil {
 		t.Skip("no bash")
@@ -374,7 +374,7 @@ func TestBashCompletion(t *testing.T) {
 }
 
 // confined is shm with a /dev/shm of its own, as large as its first argument says.
-// Its exit status is 99 if this user cannot have one.
+// It exits with status 99 if this user cannot mount one.
 func confined() {
 	size := "size=" + os.Args[1]
 	os.Args = append([]string{"shm"}, os.Args[2:]...) // which the demo starts again
@@ -410,12 +410,12 @@ func confine(t *testing.T, size string, in io.Reader, status int, args ...string
 	return stderr.String()
 }
 
-// The demo without arguments fits what containers have.
+// The demo without arguments fits into the /dev/shm of a container.
 func TestDemoInContainer(t *testing.T) {
 	confine(t, "64m", nil, 0, "demo")
 }
 
-// Where /dev/shm is too small the error says by how much, and how to enlarge it.
+// If /dev/shm is too small, the error says how much is free and how to enlarge it.
 func TestNoSpace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
