@@ -27,8 +27,11 @@
 //     blocks have none.
 //   - A [Segment] is one attachment of one process to a block. Create, Open,
 //     OpenOrCreate, Anonymous and FromFile attach; Close detaches.
-//   - A block is stale if all its attachments have ended and none has removed it,
-//     because the last processes were killed. Nothing can attach to a stale block.
+//   - To unlink a block is to remove its name. Its memory is released when its last
+//     attachment ends.
+//   - A block is stale if all its attachments have ended and none has unlinked it, in
+//     most cases because its processes were killed. Nothing can attach to a stale
+//     block. [Persistent] and Headerless blocks are never stale.
 //   - The header is the first page of a block's memory, before its data. It holds
 //     the Size of the block and what this package has to know of it. [Headerless]
 //     blocks, those of other programs, have none.
@@ -42,11 +45,11 @@
 // in whatever process, unlinks it. A process that exits without calling Close, even
 // one killed by SIGKILL, no longer counts as attached: the kernel releases its
 // locks. If it was the last one, the block is stale, and the next [Create], [Open],
-// [OpenOrCreate] of its name or [Reap] by any process that is permitted to removes
-// it. Open then returns [fs.ErrNotExist], and Create makes a new block.
+// [OpenOrCreate] of its name, or [Reap], removes it, in any process that is permitted
+// to. Open then returns [fs.ErrNotExist], and Create creates a new block.
 //
 // A block created with [Persistent] stays until [Unlink]. So does a [Headerless]
-// block: without a header nothing tells who is attached to it.
+// block, because nothing shows which processes are attached to it.
 //
 // A Segment that is dropped without Close is detached when the garbage collector
 // finds it, and reported; see [OnLeak]. If Bytes has been called, the Segment stays

@@ -268,7 +268,8 @@ func (a *attachment) clear(from, to, written int64) {
 // The slice is valid until Close. Using it later crashes the program. So does
 // using it after another program has truncated the block, using a page of a Sparse
 // block for which there is no memory left, and writing to the slice of a
-// [ReadOnly] Segment. [Segment.View] returns an error in these cases.
+// [ReadOnly] Segment. In [Segment.View] the memory outlasts Close, and the other
+// cases are errors.
 //
 // A slice that is used after Close cannot reach other memory for some time: on
 // 64-bit Linux and darwin its addresses stay unused until the Segments with slices
