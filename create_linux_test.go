@@ -112,14 +112,14 @@ func TestNoRoomForTwo(t *testing.T) {
 	}
 }
 
-// TestFullOfDead has blocks of killed processes fill the file system.
-func TestFullOfDead(t *testing.T) {
+// TestFullOfStale has blocks of killed processes fill the file system.
+func TestFullOfStale(t *testing.T) {
 	onTmpfs(t)
 	if !privately(t, "tmpfs", "size=1m") {
 		return
 	}
 	tryCreate("first", 1) // the first Create of a process reaps anyway
-	names := plantDead(t, 15, 15*4096)
+	names := plantStale(t, 15, 15*4096)
 	if left := free(t)[0]; left > 20 {
 		t.Fatalf("%d pages are free", left)
 	}
@@ -145,7 +145,7 @@ func TestNoInodes(t *testing.T) {
 	}
 	wantErr(t, "Create", tryCreate("new", 1), "new", shm.ErrNoSpace)
 	os.Remove(shmPath("foreign-0"))
-	plantDead(t, 1, 1)
+	plantStale(t, 1, 1)
 	if err := tryCreate("new", 1); err != nil {
 		t.Error(err)
 	}
@@ -459,7 +459,7 @@ func TestFailureKeepsNothing(t *testing.T) {
 	put(scribbled, 64, 77) // state
 	for what, content := range map[string][]byte{
 		"foreign": []byte("foreign"), "empty": nil, "damaged": damaged, "version": version, "cut off": managed[:len(managed)-50],
-		"dead": managed, "scribbled": scribbled,
+		"stale": managed, "scribbled": scribbled,
 	} {
 		t.Run(what, func(t *testing.T) {
 			name := plant(t, content)

@@ -206,7 +206,7 @@ func TestFromFileHostileMemory(t *testing.T) {
 			return b
 		}(), fixed), shm.ErrCorrupt},
 		{"larger than it says", memory(t, append(bytes.Clone(anon), 1, 2, 3), fixed), nil},
-		{"dead and far too large, it says", memory(t, change(change(anon, atState, 2), atSize+6, 0xff), fixed), nil},
+		{"stale and far too large, it says", memory(t, change(change(anon, atState, 2), atSize+6, 0xff), fixed), nil},
 	} {
 		hand(t, tt.what, tt.f, tt.want, tt.f == sealedWrite)
 	}

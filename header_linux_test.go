@@ -62,7 +62,7 @@ var extremes = []uint64{
 }
 
 // TestHeaderFields has the fields of the header at their extremes, under a
-// checksum that is right, on a dead block and on one in use.
+// checksum that is right, on a stale block and on one in use.
 func TestHeaderFields(t *testing.T) {
 	onTmpfs(t)
 	if !undisturbed(t) {
@@ -79,7 +79,7 @@ func TestHeaderFields(t *testing.T) {
 			b := image(t, capacity)
 			put(b, off, v)
 			checksum(b)
-			var want error // of whoever does not look whether it is dead
+			var want error // of whoever does not look whether it is stale
 			switch {
 			case off == atVersion && v != 1:
 				want = shm.ErrVersion
@@ -160,7 +160,7 @@ func TestHeaderLength(t *testing.T) {
 	for _, capacity := range []int64{1 << 47, 1 << 61, math.MaxInt64 - 65536} {
 		b := image(t, 10)
 		put(b, atCapacity, uint64(capacity))
-		put(b, atFlags, 1) // Persistent, so that it is not simply dead
+		put(b, atFlags, 1) // Persistent, so that it is not simply stale
 		checksum(b)
 		name := plant(t, b)
 		if err := os.Truncate(shmPath(name), capacity+4096); err != nil {
@@ -202,7 +202,7 @@ func TestHeaderBits(t *testing.T) {
 	}
 }
 
-// TestCutOff has every length that a dead block can be cut to.
+// TestCutOff has every length that a stale block can be cut to.
 func TestCutOff(t *testing.T) {
 	onTmpfs(t)
 	if !undisturbed(t) {
@@ -251,9 +251,9 @@ func TestWords(t *testing.T) {
 				continue
 			}
 			what := fmt.Sprintf("word %d = %#x", off, v)
-			dead := image(t, 10000)
-			put(dead, off, v)
-			name := plant(t, dead)
+			stale := image(t, 10000)
+			put(stale, off, v)
+			name := plant(t, stale)
 			info, err := shm.Stat(name)
 			if err != nil || info.Size < 0 || info.Size > info.Cap || info.Refs < 0 {
 				t.Errorf("%s: Stat: %+v, %v", what, info, err)

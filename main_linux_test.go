@@ -99,12 +99,12 @@ func fill(t testing.TB, n uint64) (remove func()) {
 	return func() { os.Remove(shmPath(name)) }
 }
 
-// plantDead plants n dead blocks of the given capacity.
-func plantDead(t testing.TB, n int, capacity int64) (names []string) {
+// plantStale plants n stale blocks of the given capacity.
+func plantStale(t testing.TB, n int, capacity int64) (names []string) {
 	t.Helper()
 	b := image(t, capacity)
 	for i := range n {
-		name := "dead-" + strconv.Itoa(i)
+		name := "stale-" + strconv.Itoa(i)
 		plantAt(t, name, b)
 		names = append(names, name)
 	}
@@ -161,7 +161,7 @@ func apart(t *testing.T, arg string, setup func(*exec.Cmd)) bool {
 	return false
 }
 
-// undisturbed runs the test again where dead blocks stay until the test does
+// undisturbed runs the test again where stale blocks stay until the test does
 // something about them, and reports whether this is there: in /dev/shm, the next
 // process that comes by may reap them.
 func undisturbed(t *testing.T) bool {

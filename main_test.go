@@ -62,16 +62,16 @@ func untilGone(t testing.TB, name string, reap func()) {
 	}
 }
 
-// mustBeDead checks that nobody is attached to a block. Another process may just
+// mustBeStale checks that nobody is attached to a block. Another process may just
 // be reaping it, for which it looks attached, or may have done so.
-func mustBeDead(t testing.TB, name string) {
+func mustBeStale(t testing.TB, name string) {
 	t.Helper()
 	info, err := shm.Stat(name)
 	for end := time.Now().Add(time.Minute); err == nil && info.Attached && time.Now().Before(end); {
 		info, err = shm.Stat(name)
 	}
 	if err == nil && !info.Stale() || err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("not dead: %+v, %v", info, err)
+		t.Errorf("not stale: %+v, %v", info, err)
 	}
 }
 

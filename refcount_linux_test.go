@@ -48,9 +48,9 @@ func TestUncounted(t *testing.T) {
 		}
 		late.must("closed", "close")
 		mustLead(t, name, id)
-		// The stranger may not unlink. What it leaves is dead for all others.
+		// The stranger may not unlink. What it leaves is stale for all others.
 		stranger.must("closed", "close")
-		mustBeDead(t, name)
+		mustBeStale(t, name)
 		mustNotExist(t, name)
 	}
 }
@@ -73,7 +73,7 @@ func TestStrangersLeave(t *testing.T) {
 	c.Kill()
 	d := newStranger(t)
 	if got := d.do("open %s readonly", name); got != "notexist" {
-		t.Errorf("Open of a dead block that one may only read: %s", got)
+		t.Errorf("Open of a stale block that one may only read: %s", got)
 	}
 	mustNotExist(t, name)
 }
@@ -150,7 +150,7 @@ var forkerProgram = proctest.Register("forker", func(p *proctest.Parent) error {
 
 // TestUncountedForks has an uncounted reader leave, and the last one after it,
 // while children of the reader that are just being started have copies of the
-// reader's descriptor. The reader never holds the mutex lane, for which the
+// reader's descriptor. The reader never holds the mutex, for which the
 // last one would wait: what it does not let go of looks like somebody attached.
 func TestUncountedForks(t *testing.T) {
 	onTmpfs(t)
@@ -187,10 +187,10 @@ var lockProgram = proctest.Register("lock", func(p *proctest.Parent) error {
 	return nil
 })
 
-// TestLaneHeld has a lane of a block held by a process that does not let go: by
+// TestMutexHeld has the mutex of a block held by a process that does not let go: by
 // one of the same user, as if it had been stopped, and by one of another user
 // that may only read the block.
-func TestLaneHeld(t *testing.T) {
+func TestMutexHeld(t *testing.T) {
 	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !undisturbed(t) {
@@ -265,7 +265,7 @@ func TestLaneHeld(t *testing.T) {
 			all.Go(func() { t.Run(who+"/"+what, test) })
 		}
 	}
-	// The other lane is what keeps a block alive: who holds it is attached, for
+	// The life range is what keeps a block alive: a process that holds it is attached, for
 	// all that others can know.
 	t.Run("life", func(t *testing.T) {
 		seg := block(t, 100)
@@ -334,12 +334,12 @@ func TestTwoNames(t *testing.T) {
 	mustStay(t, seg.Name())
 	peer.Close()
 	mustNotExist(t, other)
-	mustNotExist(t, seg.Name()) // dead under its first name
+	mustNotExist(t, seg.Name()) // stale under its first name
 	mustBeFree(t, seg.Name())
 }
 
-// TestOthersDeadBlock has one who may not unlink a block be the last to leave.
-func TestOthersDeadBlock(t *testing.T) {
+// TestOthersStaleBlock has one who may not unlink a block be the last to leave.
+func TestOthersStaleBlock(t *testing.T) {
 	onTmpfs(t)
 	mustRoot(t, "start processes of another user")
 	if !undisturbed(t) {
@@ -394,7 +394,7 @@ var attachProgram = proctest.Register("attach", func(p *proctest.Parent) error {
 	return err
 })
 
-// TestUnlinkLocks has every kind of Segment respect the lane that whoever is
+// TestUnlinkLocks has every kind of Segment respect the mutex that a process
 // about to unlink holds: without it, Unlink could hit the name of a new block.
 func TestUnlinkLocks(t *testing.T) {
 	onTmpfs(t)
@@ -413,8 +413,8 @@ func TestUnlinkLocks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			lane := unix.Flock_t{Type: unix.F_WRLCK, Start: 1 << 62, Len: 1}
-			if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lane); err != nil {
+			lock := unix.Flock_t{Type: unix.F_WRLCK, Start: 1 << 62, Len: 1}
+			if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
 				t.Fatal(err)
 			}
 			mustFail(t, seg.Unlink(), name, shm.ErrBusy)
@@ -428,7 +428,7 @@ func TestUnlinkLocks(t *testing.T) {
 }
 
 // TestOneHolder has a goroutine unlink a block through a Segment while another
-// one holds the mutex lane through it. For the kernel they are one, so it would
+// one holds the mutex through it. For the kernel they are one, so it would
 // let both in; the Segment must not.
 func TestOneHolder(t *testing.T) {
 	onTmpfs(t)
@@ -453,10 +453,10 @@ func TestOneHolder(t *testing.T) {
 	mustBeFree(t, seg.Name())
 }
 
-// TestDeadMark has a second name lead to a block when the last one leaves it.
+// TestStaleMark has a second name lead to a block when the last one leaves it.
 // What is left is marked, so that who has opened it, but not yet attached, does
 // not take it for alive.
-func TestDeadMark(t *testing.T) {
+func TestStaleMark(t *testing.T) {
 	onTmpfs(t)
 	if !undisturbed(t) {
 		return

@@ -208,7 +208,7 @@ func TestAllKilled(t *testing.T) {
 			b.must("something", "read 0 9")
 			b.Kill()
 			t.Cleanup(func() { shm.Open(name) }) // for the name to go if look is skipped
-			mustBeDead(t, name)
+			mustBeStale(t, name)
 			look(t, name)
 			mustBeGone(t, name)
 		})

@@ -141,22 +141,22 @@ var readerProgram = proctest.Register("reader", func(p *proctest.Parent) error {
 // A world is what there is when the victim begins.
 type world struct {
 	exists     bool // a block that somebody can attach to
-	dead       bool // one that nobody is attached to any more
+	stale      bool // one that nobody is attached to any more
 	persistent bool
 	peer       bool // this process is attached
 	reader     bool // a process that may only read is attached, uncounted
 }
 
 var worlds = map[string]world{
-	"nobody":                {},
-	"dead":                  {dead: true},
-	"peer":                  {exists: true, peer: true},
-	"reader":                {exists: true, reader: true},
-	"peer,reader":           {exists: true, peer: true, reader: true},
-	"persistent":            {exists: true, persistent: true},
-	"persistent,dead count": {exists: true, persistent: true, dead: true},
-	"persistent,peer":       {exists: true, persistent: true, peer: true},
-	"persistent,reader":     {exists: true, persistent: true, reader: true},
+	"nobody":                 {},
+	"stale":                  {stale: true},
+	"peer":                   {exists: true, peer: true},
+	"reader":                 {exists: true, reader: true},
+	"peer,reader":            {exists: true, peer: true, reader: true},
+	"persistent":             {exists: true, persistent: true},
+	"persistent,stale count": {exists: true, persistent: true, stale: true},
+	"persistent,peer":        {exists: true, persistent: true, peer: true},
+	"persistent,reader":      {exists: true, persistent: true, reader: true},
 }
 
 // scene is a world that has been set up under a name.
@@ -180,7 +180,7 @@ func newReader(t *testing.T) *proctest.Child {
 func setUp(t *testing.T, w world) *scene {
 	t.Helper()
 	s := &scene{world: w}
-	if !w.exists && !w.dead {
+	if !w.exists && !w.stale {
 		seg := must(shm.Create("", 1))(t)
 		s.name = seg.Name()
 		seg.Close()
@@ -200,7 +200,7 @@ func setUp(t *testing.T, w world) *scene {
 		s.reader.Say("%s", s.name)
 		s.reader.Expect("<nil>")
 	}
-	if w.dead {
+	if w.stale {
 		s.kill(t)
 	}
 	if !w.peer && s.peer != nil {
@@ -352,7 +352,7 @@ func (s *scene) checkImages(t *testing.T, op operation) {
 	}
 }
 
-// finders come to a dead block, and return an error if they do not see that the
+// finders come to a stale block, and return an error if they do not see that the
 // name is free.
 var finders = map[string]func(name string) error{
 	"Open": func(name string) error {
@@ -475,7 +475,7 @@ func killEverywhere(t *testing.T, opName string, w world) []string {
 	t.Helper()
 	op := operations[opName]
 
-	// The first Create of a process looks for dead blocks for 10 milliseconds. On
+	// The first Create of a process looks for stale blocks for 10 milliseconds. On
 	// a machine that is busy it can be cut short, but not often at the same call.
 	var want []string
 	for same := 0; same < 3; same++ {

@@ -105,7 +105,7 @@ var stepScenes = map[string]struct {
 		s.create(t, shm.Persistent())
 	}},
 	// What a process leaves that is killed as the only user, ...
-	"dead": {setUp: func(t *testing.T, s *stepScene) {
+	"stale": {setUp: func(t *testing.T, s *stepScene) {
 		v := startStopper(t, "Create", s.name, -1)
 		v.Expect("done")
 		v.Kill()

@@ -42,7 +42,7 @@ func (w *world) stepDarwin(p *proc) {
 		w.inode(&p.tmp).flags |= sized
 		w.enter(p, pick(w.lacks(CreateTakesM), pick(w.lacks(CreateChecksName), bornHeader, bornCheck), bornM))
 	case bornM:
-		if !w.lock(&p.tmp, laneM) {
+		if !w.lock(&p.tmp, mutexM) {
 			w.beaten(p)
 			break
 		}
@@ -67,7 +67,7 @@ func (w *world) stepDarwin(p *proc) {
 		}
 		w.enter(p, bornUnlockM)
 	case bornUnlockM:
-		w.unlock(&p.fd, laneM)
+		w.unlock(&p.fd, mutexM)
 		w.enter(p, pick(w.lacks(CreateLocksFirst), createLateL, attached))
 
 	case lookName:
@@ -93,7 +93,7 @@ func (w *world) stepDarwin(p *proc) {
 		w.inode(&p.fd).flags |= sized
 		w.enter(p, lookState)
 	case lookM: // busy: the creator is at work, or another like p
-		w.enterIf(p, w.lock(&p.fd, laneM), lookAgain, reapName)
+		w.enterIf(p, w.lock(&p.fd, mutexM), lookAgain, reapName)
 	case lookAgain:
 		if w.inode(&p.fd).flags&ready != 0 && !w.lacks(AbortChecksReady) {
 			w.leave(p, reapName)

@@ -18,7 +18,7 @@
 // # What is modelled
 //
 // The name; inodes with two words of their header, state and count; open file
-// descriptions with their OFD locks on the lanes L (life) and M (mutex). A step
+// descriptions with their OFD locks on the life range L and the mutex M. A step
 // is one system call, or one access to the header, or a few of which at most
 // one can be noticed by others: a block is private until it is linked, a header
 // word cannot change under the lock that is held, and close(2) of a description
@@ -36,7 +36,7 @@
 //
 // # Darwin
 //
-// The protocol above the lanes is the same. What differs is beneath and before:
+// The protocol above the locks is the same. What differs is beneath and before:
 //
 //   - Lanes are words of a lock page that name processes. L exclusive is not kept:
 //     whoever has M has looked at all slots. That a killed process is gone shows to
@@ -46,7 +46,7 @@
 //     nothing, so they are not modelled.
 //   - An object has its name before its size, its lock page and its header. Which of
 //     two processes sets the size is a step of the system. An Open that comes before
-//     the object is ready finds nothing. A Create takes its creator for dead at any
+//     the object is ready finds nothing. A Create takes its creator for killed at any
 //     moment, right or wrong: how long it waits is nothing to the protocol.
 //
 // # What is not
@@ -69,7 +69,7 @@
 //   - S2: no two living users of different blocks under the one name, unless one
 //     of the blocks lost its name to an explicit Unlink or an outsider.
 //   - S3: the name leads to the block of every living user, with the same
-//     exception, and that block is not marked dead. An Open under M, at the time
+//     exception, and that block is not marked stale. An Open under M, at the time
 //     it attaches, is excepted only from an outsider's act.
 //   - S4: when all are gone, a name remains only of a persistent block, or of one
 //     whose last user was killed, or gave up waiting for M, or found nobody but

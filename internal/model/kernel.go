@@ -33,7 +33,7 @@ type inode struct {
 
 const (
 	inUse       uint16 = 1 << iota
-	dead               // header: state is DEAD
+	stale              // header: state is stale
 	persistent         // header: outlives its users
 	unlinked           // lost its name to an explicit Unlink
 	removed            // lost its name to an outsider
@@ -52,7 +52,7 @@ type ofd struct {
 }
 
 const (
-	laneM   uint8 = 1 << iota // exclusive
+	mutexM  uint8 = 1 << iota // exclusive
 	sharedL                   // excludes exclusiveL of others
 	exclusiveL
 	// The rest are no locks but what the holder believes.
@@ -62,8 +62,8 @@ const (
 	counted  // has added 1 to the count and not yet taken it back
 	dying    // was killed
 
-	laneL  = sharedL | exclusiveL
-	locks  = laneM | laneL
+	lifeL  = sharedL | exclusiveL
+	locks  = mutexM | lifeL
 	inside = entering | joining | user
 )
 
@@ -190,21 +190,21 @@ func (w *world) named(d *ofd) bool {
 	return w.name == d.ino
 }
 
-// lock is F_OFD_SETLK. It converts a lock that d has on the lane, in one step;
+// lock is F_OFD_SETLK. It converts a lock that d has of that kind, in one step;
 // when it fails, d keeps what it had.
 func (w *world) lock(d *ofd, want uint8) bool {
-	lane, conflict := laneM, laneM
-	if want&laneL != 0 {
-		lane, conflict = laneL, exclusiveL
+	kind, conflict := mutexM, mutexM
+	if want&lifeL != 0 {
+		kind, conflict = lifeL, exclusiveL
 		if want == exclusiveL {
-			conflict = laneL
+			conflict = lifeL
 		}
 	}
 	ok := w.others(d)&conflict == 0
 	if ok && want == exclusiveL && w.Darwin {
 		// Under M, all slots but one's own seen free. Nothing is stored.
 	} else if ok {
-		d.held = d.held&^lane | want
+		d.held = d.held&^kind | want
 		if d.held&sharedL == 0 {
 			d.held &^= inside
 		}
@@ -217,16 +217,16 @@ func (w *world) lock(d *ofd, want uint8) bool {
 
 // ask is F_OFD_GETLK on L: sharedL, exclusiveL or 0, whichever others hold.
 func (w *world) ask(d *ofd) uint8 {
-	held := w.others(d) & laneL
+	held := w.others(d) & lifeL
 	if w.record {
 		w.say("%s", pick(held == 0, "no holder", pick(held&sharedL != 0, "a shared holder", "an exclusive holder")))
 	}
 	return held
 }
 
-// unlock is F_UNLCK of the lanes.
-func (w *world) unlock(d *ofd, lanes uint8) {
-	d.held &^= lanes
+// unlock is F_UNLCK.
+func (w *world) unlock(d *ofd, which uint8) {
+	d.held &^= which
 	if d.held&sharedL == 0 {
 		d.held &^= inside
 	}

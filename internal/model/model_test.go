@@ -157,8 +157,8 @@ var mutants = []struct {
 	{"reap: exclusive holder is alive", of(ooc, crt).killing(1).without(ReapYields), S10},
 	{"reap: no M", of(ooc, opn, reap).killing(2).without(ReapTakesM), S9},
 	{"reap: no M, one Unlink", of(ooc, ooc, unl).killing(1).without(ReapTakesM), S1},
-	{"bury: no identity check", of(oocTwice, ooc).without(BuryChecksName), S1},
-	{"bury: no identity check, one Unlink", of(ooc, ooc, unl).without(BuryChecksName), S1},
+	{"remove: no identity check", of(oocTwice, ooc).without(RemoveChecksName), S1},
+	{"remove: no identity check, one Unlink", of(ooc, ooc, unl).without(RemoveChecksName), S1},
 	{"Close: no M", of(oocTwice, ooc).killing(1).without(CloseTakesM), S9},
 	{"Close: no M, one Unlink", of(oocTwice, unl).without(CloseTakesM), S1},
 	{"Close: L dropped before the probe", of(oocPers, oocPers).without(CloseKeepsL), S8},
@@ -176,11 +176,11 @@ var mutants = []struct {
 	{"darwin: a newborn is unlinked without M", of(ooc, ooc).darwin().without(AbortTakesM), S1},
 	{"darwin: a newborn is not looked at again under M", of(ooc, ooc).darwin().without(AbortChecksReady), S1},
 	{"darwin: a newborn is unlinked without identity check", of(ooc, ooc, ooc).darwin().without(AbortChecksName), S1},
-	{"darwin: bury: no identity check, one Unlink", of(ooc, ooc, unl).darwin().without(BuryChecksName), S1},
+	{"darwin: remove: no identity check, one Unlink", of(ooc, ooc, unl).darwin().without(RemoveChecksName), S1},
 	{"darwin: Close: no M, one Unlink", of(oocTwice, unl).darwin().without(CloseTakesM), S1},
 	{"darwin: Unlink: no M", of(oocTwice, unl, unl).darwin().without(UnlinkTakesM), S1},
 	{"darwin: Unlink: no identity check", of(oocTwice, unl, unl).darwin().without(UnlinkChecksName), S1},
-	{"darwin: the locks of the dead count", of(ooc, ooc).darwin().killing(1).without(DeathDropsLocks), S6},
+	{"darwin: the locks of ended processes count", of(ooc, ooc).darwin().killing(1).without(DeathDropsLocks), S6},
 	{"no F_UNLCK before close, read-only peer", of(ooc, ro).haunted(1).without(ExplicitUnlock), S4},
 	{"no F_UNLCK before close, counted peer", of(ooc, ooc).haunted(1).without(ExplicitUnlock), S6},
 }
@@ -216,7 +216,7 @@ func TestMutants(t *testing.T) {
 		scs = append(scs, m.sc)
 		all |= m.sc.Without
 	}
-	if want := Guard(allGuards) &^ BuryMarks; all != want {
+	if want := Guard(allGuards) &^ RemoveMarks; all != want {
 		t.Errorf("guards %b have mutants, want %b", all, want)
 	}
 	table := newTable("mutant\tscenario\tviolates\tin steps")
@@ -246,12 +246,12 @@ func TestUnmutated(t *testing.T) {
 	}
 }
 
-// TestMarkIsNotNeeded shows that the identity check alone would do: the dead
+// TestMarkIsNotNeeded shows that the identity check alone would do: the stale
 // mark is for those who look at a block, not for the lifecycle.
 func TestMarkIsNotNeeded(t *testing.T) {
 	var scs []Scenario
 	for _, sc := range small {
-		scs = append(scs, sc.without(BuryMarks|OpenChecksState))
+		scs = append(scs, sc.without(RemoveMarks|OpenChecksState))
 	}
 	for i, r := range exploreAll(scs) {
 		if r.Broken != Holds {

@@ -120,7 +120,7 @@ func (w *world) noteKill(d *ofd) {
 func (w *world) excuse(d *ofd) {
 	b, sees, cannot := w.inode(d), false, false
 	w.ofds(func(o *ofd) bool {
-		if o != d && o.ino == d.ino && o.held&laneL != 0 {
+		if o != d && o.ino == d.ino && o.held&lifeL != 0 {
 			sees = sees || o.held&counted != 0
 			cannot = cannot || o.held&(inside|dying) != 0
 		}
@@ -179,8 +179,8 @@ func (w *world) check() {
 		if w.name != d.ino && !lost {
 			w.violate(S3, "a user's block has no name")
 		}
-		if b.flags&dead != 0 {
-			w.violate(S3, "a user's block is marked dead")
+		if b.flags&stale != 0 {
+			w.violate(S3, "a user's block is marked stale")
 		}
 	}
 	for i := range w.inodes {
@@ -197,7 +197,7 @@ func (w *world) checkCount(ino uint8) {
 	n, busy := int8(0), false
 	w.ofds(func(o *ofd) bool {
 		if o.ino == ino {
-			busy = busy || o.held&laneM != 0
+			busy = busy || o.held&mutexM != 0
 			n += int8(o.held & counted / counted)
 		}
 		return true

@@ -49,9 +49,9 @@ const (
 	reapM
 	reapProbe
 
-	buryMark // bury: whoever proved a block dead
-	buryCheck
-	buryUnlink
+	removeMark // removeStale: a process that proved a block stale
+	removeCheck
+	removeUnlink
 
 	closeDropL // Close
 	closeM
@@ -90,8 +90,8 @@ var places = [...]string{
 	lookM: "look [4] try M", lookAgain: "look [5] ready?",
 	abortCheck: "abort [1] stat(name)", abortUnlink: "abort [2] unlink(name)",
 	reapName: "reap [1] open(name)", reapAsk: "reap [2] ask for L", reapM: "reap [3] try M",
-	reapProbe: "reap [4] try L exclusive",
-	buryMark:  "bury [1] state=DEAD", buryCheck: "bury [2] stat(name)", buryUnlink: "bury [3] unlink(name)",
+	reapProbe:  "reap [4] try L exclusive",
+	removeMark: "remove [1] state=stale", removeCheck: "remove [2] stat(name)", removeUnlink: "remove [3] unlink(name)",
 	closeDropL: "Close (mutant) drop L",
 	closeM:     "Close [1] try M", closeCount: "Close [2] count-1", closeProbe: "Close [3] try L exclusive",
 	unlinkName: "Unlink [1] open(name)", unlinkM: "Unlink [2] try M", unlinkCheck: "Unlink [3] stat(name)",
@@ -115,7 +115,7 @@ func (w *world) step(p *proc) {
 	case openReady:
 		w.enterIf(p, w.isReady(p), pick(w.lacks(OpenTakesM), openProbe, openM), notExist)
 	case openM: // busy: its holder is at work or dying, and the block's fate open
-		w.enterIf(p, w.lock(&p.fd, laneM), openProbe, openName)
+		w.enterIf(p, w.lock(&p.fd, mutexM), openProbe, openName)
 	case openProbe:
 		switch {
 		case !w.lock(&p.fd, exclusiveL):
@@ -123,7 +123,7 @@ func (w *world) step(p *proc) {
 		case w.inode(&p.fd).flags&persistent != 0:
 			w.enter(p, openAdopt)
 		default:
-			w.bury(p, notExist)
+			w.removeStale(p, notExist)
 		}
 	case openAdopt: // nobody is attached, so whoever the count speaks of has crashed
 		w.inode(&p.fd).count = 0
@@ -137,7 +137,7 @@ func (w *world) step(p *proc) {
 		w.enterIf(p, ok, openCheck, openName)
 	case openCheck: // L is shared, so the state cannot change: reading it is no step of its own
 		ok := w.lacks(OpenChecksName) || w.named(&p.fd)
-		ok = ok && (w.lacks(OpenChecksState) || w.inode(&p.fd).flags&dead == 0)
+		ok = ok && (w.lacks(OpenChecksState) || w.inode(&p.fd).flags&stale == 0)
 		w.enterIf(p, ok, openCount, openName)
 	case openCount:
 		if w.Refuse && w.maybe() { // version, size, context: any reason of its own
@@ -149,7 +149,7 @@ func (w *world) step(p *proc) {
 		w.attach(p)
 		w.enter(p, openUnlockM)
 	case openUnlockM:
-		w.unlock(&p.fd, laneM)
+		w.unlock(&p.fd, mutexM)
 		w.enter(p, attached)
 
 	case readName:
@@ -161,7 +161,7 @@ func (w *world) step(p *proc) {
 		w.enter(p, pick(w.lacks(ReadOnlyAsks), readShare, readAsk))
 	case readAsk:
 		switch held := w.ask(&p.fd); {
-		case held&exclusiveL != 0 && !w.lacks(ReadOnlyYields): // being proved dead, or Persistent and adopted
+		case held&exclusiveL != 0 && !w.lacks(ReadOnlyYields): // being proved stale, or Persistent and adopted
 			w.leave(p, readName)
 		case held != 0 || w.inode(&p.fd).flags&persistent != 0:
 			w.enter(p, readShare)
@@ -178,7 +178,7 @@ func (w *world) step(p *proc) {
 		w.enterIf(p, w.lacks(OpenChecksName) || w.named(&p.fd), readState, readName)
 	case readState:
 		switch {
-		case w.inode(&p.fd).flags&dead != 0 && !w.lacks(OpenChecksState):
+		case w.inode(&p.fd).flags&stale != 0 && !w.lacks(OpenChecksState):
 			w.leave(p, readName)
 		case w.Refuse && w.maybe():
 			w.say("refused")
@@ -234,29 +234,29 @@ func (w *world) step(p *proc) {
 			w.enter(p, pick(w.lacks(ReapTakesM), reapProbe, reapM))
 		}
 	case reapM:
-		w.enterIf(p, w.lock(&p.fd, laneM), reapProbe, done)
+		w.enterIf(p, w.lock(&p.fd, mutexM), reapProbe, done)
 	case reapProbe:
 		if !w.lock(&p.fd, exclusiveL) { // another process has attached in the meantime
 			w.leave(p, done)
 			break
 		}
-		w.bury(p, done)
+		w.removeStale(p, done)
 
-	case buryMark:
-		w.inode(&p.fd).flags |= dead
-		w.enter(p, pick(w.lacks(BuryChecksName), buryUnlink, buryCheck))
-	case buryCheck:
-		w.enter(p, pick(w.named(&p.fd), buryUnlink, release))
-	case buryUnlink:
+	case removeMark:
+		w.inode(&p.fd).flags |= stale
+		w.enter(p, pick(w.lacks(RemoveChecksName), removeUnlink, removeCheck))
+	case removeCheck:
+		w.enter(p, pick(w.named(&p.fd), removeUnlink, release))
+	case removeUnlink:
 		w.unlink(&p.fd, false)
 		w.enter(p, release)
 
 	case closeDropL:
-		w.unlock(&p.fd, laneL)
+		w.unlock(&p.fd, lifeL)
 		w.enter(p, closeM)
 	case closeM:
 		switch {
-		case w.lacks(CloseTakesM), w.lock(&p.fd, laneM):
+		case w.lacks(CloseTakesM), w.lock(&p.fd, mutexM):
 			w.enter(p, closeCount)
 		case w.Impatient && w.maybe():
 			w.inode(&p.fd).flags |= excused
@@ -275,7 +275,7 @@ func (w *world) step(p *proc) {
 	case closeProbe:
 		last := w.lacks(LProvesLast) && w.inode(&p.fd).count == 0
 		if last = last || !w.lacks(LProvesLast) && w.lock(&p.fd, exclusiveL); last {
-			w.bury(p, done)
+			w.removeStale(p, done)
 			break
 		}
 		w.excuse(&p.fd)
@@ -295,7 +295,7 @@ func (w *world) step(p *proc) {
 		}
 		w.enter(p, pick(w.lacks(UnlinkTakesM), unlinkCheck, unlinkM))
 	case unlinkM:
-		if !w.lock(&p.tmp, laneM) {
+		if !w.lock(&p.tmp, mutexM) {
 			p.tmp = ofd{}
 			w.enter(p, unlinkName)
 			break
@@ -329,11 +329,11 @@ func (w *world) step(p *proc) {
 	}
 }
 
-// bury has p bury the block that it holds exclusively, release it and go to.
-func (w *world) bury(p *proc, to pc) {
+// removeStale has p remove the block that it holds exclusively, release it and go to.
+func (w *world) removeStale(p *proc, to pc) {
 	p.then = to
 	p.fd.held &^= user
-	w.enter(p, pick(w.lacks(BuryMarks), buryCheck, buryMark))
+	w.enter(p, pick(w.lacks(RemoveMarks), removeCheck, removeMark))
 }
 
 // leave has p release its block and go to. Closing a description without

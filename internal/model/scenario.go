@@ -57,8 +57,8 @@ const (
 	CreateLocksFirst                   // L shared before linkat
 	ReapYields                         // an exclusive holder found by GETLK means: again
 	ReapTakesM
-	BuryMarks      // state=DEAD before the unlink
-	BuryChecksName // identity check before the unlink
+	RemoveMarks      // state=stale before the unlink
+	RemoveChecksName // identity check before the unlink
 	CloseTakesM
 	CloseKeepsL // L is held until the attempt at L exclusive
 	LProvesLast // rather than the count

@@ -32,7 +32,7 @@ var steps = map[pc]string{
 	readName: "Open", readAsk: "Others", readShare: "Join", readCheck: "Linked",
 	createTmp: "Create", createLink: "Publish",
 	reapName: "Open", reapAsk: "Others", reapM: "TryLock", reapProbe: "Alone",
-	buryMark: "stale", buryCheck: "Linked", buryUnlink: "Unlink",
+	removeMark: "stale", removeCheck: "Linked", removeUnlink: "Unlink",
 	closeM: "TryLock", closeCount: "count", closeProbe: "Alone",
 	unlinkName: "Open", unlinkM: "TryLock", unlinkCheck: "Linked", unlinkUnlink: "Unlink", unlinkRelease: "Leave",
 	release: "Leave",
@@ -109,7 +109,7 @@ func (r *rehearsal) dies() {
 
 func (r *rehearsal) hold(locks uint8) { r.loosen(ofd{r.name, locks}) }
 func (r *rehearsal) letGo()           { r.loose = [maxLoose]ofd{} }
-func (r *rehearsal) mark()            { r.inodes[r.name-1].flags |= dead }
+func (r *rehearsal) mark()            { r.inodes[r.name-1].flags |= stale }
 func (r *rehearsal) remove()          { r.rms++; r.rm() }
 
 func (r *rehearsal) unborn(sizeToo bool) {
@@ -222,7 +222,7 @@ func (tr *tracer) Create(name string, size int64, opts object.Options) (object.O
 	}
 	d := tr.wrap(o)
 	if tr.kernel() != nil {
-		d.locks = laneM
+		d.locks = mutexM
 	}
 	if !tr.on {
 		tr.made = d
@@ -299,33 +299,33 @@ func (d *traced) step(name string, f func() bool) {
 
 func (d *traced) Publish() error {
 	if d.tr.kernel() != nil {
-		d.locks &^= laneM
+		d.locks &^= mutexM
 	}
 	return d.tr.steps("Publish", d.Object.Publish)
 }
 
 func (d *traced) TryLock() (err error) {
 	d.step("TryLock", func() bool { err = d.Object.TryLock(); return err == nil })
-	d.locks |= pick(err == nil, laneM, 0)
+	d.locks |= pick(err == nil, mutexM, 0)
 	return err
 }
 
 func (d *traced) Unlock() {
-	if d.locks&laneM != 0 {
+	if d.locks&mutexM != 0 {
 		d.step("Unlock", func() bool { d.Object.Unlock(); return true })
-		d.locks &^= laneM
+		d.locks &^= mutexM
 	}
 }
 
 func (d *traced) Join() (err error) {
 	d.step("Join", func() bool { err = d.Object.Join(); return err == nil })
-	d.locks |= pick(err == nil, laneL, 0)
+	d.locks |= pick(err == nil, lifeL, 0)
 	return err
 }
 
 func (d *traced) Alone() (is bool, err error) {
 	d.step("Alone", func() bool { is, err = d.Object.Alone(); return is })
-	d.locks |= pick(is, laneL, 0)
+	d.locks |= pick(is, lifeL, 0)
 	return is, err
 }
 
@@ -390,7 +390,7 @@ func (tr *tracer) dies() {
 func (tr *tracer) hold(locks uint8) {
 	o := must(tr.System.Open(tr.name, true))
 	tr.others = append(tr.others, o)
-	if locks&laneM != 0 {
+	if locks&mutexM != 0 {
 		must(0, o.TryLock())
 	}
 	if locks&sharedL != 0 {
@@ -509,9 +509,9 @@ func plays() map[string]play {
 	nothing := func(stage) {}
 	block := func(s stage) { s.peer(false) }
 	stale := func(s stage) { s.peer(false); s.dies() }
-	locked := func(s stage) { s.peer(false); s.hold(laneM) }
-	staleLocked := func(s stage) { stale(s); s.hold(laneM) }
-	staleDeciding := func(s stage) { stale(s); s.hold(laneM | exclusiveL) }
+	locked := func(s stage) { s.peer(false); s.hold(mutexM) }
+	staleLocked := func(s stage) { stale(s); s.hold(mutexM) }
+	staleDeciding := func(s stage) { stale(s); s.hold(mutexM | exclusiveL) }
 	marked := func(s stage) { block(s); s.mark() }
 	letGo, remove := stage.letGo, stage.remove
 	maps.Copy(list, map[string]play{
@@ -528,7 +528,7 @@ func plays() map[string]play {
 			meanwhile: map[string]func(stage){"Others 2": letGo}, system: "linux"},
 		"OpenReadOnly, another decides after all": {before: block, calls: []Call{OpenReadOnly, Close},
 			meanwhile: map[string]func(stage){
-				"Join 1": func(s stage) { s.dies(); s.hold(laneM | exclusiveL) },
+				"Join 1": func(s stage) { s.dies(); s.hold(mutexM | exclusiveL) },
 				"Open 2": letGo,
 			}, system: "linux"},
 		"OpenReadOnly, the name goes": {before: block, calls: []Call{OpenReadOnly, Close},
@@ -552,7 +552,7 @@ func plays() map[string]play {
 
 		"Close, M is held": {before: nothing, calls: []Call{Create, Close},
 			meanwhile: map[string]func(stage){
-				"TryLock 1": func(s stage) { s.hold(laneM) },
+				"TryLock 1": func(s stage) { s.hold(mutexM) },
 				"TryLock 2": letGo,
 			}},
 		"Close, another joins": {before: nothing, calls: []Call{Create, Close},
