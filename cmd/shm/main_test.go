@@ -355,7 +355,7 @@ func output(t *testing.T, in io.Reader, status int, args ...string) []byte {
 	cmd.Stderr = &stderr
 	out, _ := cmd.Output()
 	if got := cmd.ProcessState.ExitCode(); got != status {
-		t.Fatalf("shm %q: exit status %d, want %d\n%s", args, got, status, &stderr)
+		t.Fatalf("shm %q: exit status %d, want %d\n%.4000s%s", args, got, status, out, &stderr)
 	}
 	return out
 }
