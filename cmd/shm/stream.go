@@ -17,30 +17,6 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// blockFlags are the properties of a new block.
-type blockFlags struct {
-	size   byteSize
-	perm   permissions
-	sparse bool
-}
-
-func (b *blockFlags) add(cmd *cobra.Command, size string) {
-	b.perm = 0o600
-	cmd.Flags().Var(&b.size, "size", size)
-	cmd.Flags().Var(&b.perm, "perm", "permissions of a new block")
-	cmd.Flags().BoolVar(&b.sparse, "sparse", false, "allocate memory when bytes are written instead of reserving it")
-	cmd.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions)
-	cmd.RegisterFlagCompletionFunc("perm", cobra.NoFileCompletions)
-}
-
-func (b *blockFlags) options() []shm.Option {
-	opts := []shm.Option{shm.Perm(fs.FileMode(b.perm))}
-	if b.sparse {
-		opts = append(opts, shm.Sparse())
-	}
-	return opts
-}
-
 type putFlags struct {
 	blockFlags
 	force bool
