@@ -38,7 +38,7 @@
 //
 // The protocol above the locks is the same. What differs is beneath and before:
 //
-//   - Lanes are words of a lock page that name processes. L exclusive is not kept:
+//   - The locks are words of a lock page that name processes. L exclusive is not kept:
 //     whoever has M has looked at all slots. That a killed process is gone shows to
 //     others at any later time; the model lets it show for each of its objects
 //     apart, which is more than can happen.
