@@ -5,11 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 
 	"github.com/shmkit/shm/internal/blockname"
 	"github.com/shmkit/shm/internal/leaks"
-	"github.com/shmkit/shm/internal/memsource"
 	"github.com/shmkit/shm/internal/object"
 )
 
@@ -217,29 +215,29 @@ func (a *attachment) createObject(t *attempt, length int64, c config) (err error
 	return err
 }
 
-// adopt creates an anonymous object in memory from s.
-func adopt(s *memsource.Source, size int64, sparse bool) (object.Object, error) {
-	f, err := s.Create(size)
+// adopt creates an anonymous object in memory from source.
+func adopt(source object.MemorySource, size int64, sparse bool) (object.Object, error) {
+	f, err := source(size)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return handedObject(f, func(fd uintptr) (object.Object, error) {
-		return object.Current.Adopt(fd, size, sparse)
-	})
-}
-
-// handedObject calls open with the descriptor of f.
-func handedObject(f *os.File, open func(fd uintptr) (object.Object, error)) (o object.Object, err error) {
-	conn, err := f.SyscallConn()
+	o, err := object.WithFD(f, object.Current.FromFD)
 	if err != nil {
 		return nil, err
 	}
-	controlErr := conn.Control(func(fd uintptr) { o, err = open(fd) })
-	if controlErr != nil { // f is closed
-		return nil, fs.ErrClosed
+	st, err := o.Stat()
+	if err == nil && (st.Size < size || !o.Sealed() || !o.Writable()) {
+		err = fmt.Errorf("%w: memory of %d bytes, sealed %v, writable %v: want %d bytes", ErrCorrupt, st.Size, o.Sealed(), o.Writable(), size)
 	}
-	return o, err
+	if err == nil && !sparse {
+		err = o.Reserve(size)
+	}
+	if err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
 }
 
 // nameInUse reports whether a block has the name that is in use, is Persistent, or

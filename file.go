@@ -122,7 +122,7 @@ func fromFile(f *os.File, opts []Option) (a *attachment, err error) {
 }
 
 func fromFileOnce(f *os.File, c config) (*attachment, error) {
-	o, err := handedObject(f, object.Current.FromFD)
+	o, err := object.WithFD(f, object.Current.FromFD)
 	if err != nil {
 		return nil, retryIfBusy(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/shmkit/shm/internal/memsource"
 	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
 )
@@ -118,13 +117,6 @@ type setting struct {
 	option optionSet
 	perm   fs.FileMode // of Perm
 	label  string      // of Label
-	source *memsource.Source
-}
-
-func init() {
-	memsource.Option = func(label string, s *memsource.Source) any {
-		return setting{option: optLabel, label: label, source: s}
-	}
 }
 
 func (s setting) apply(c *config) {
@@ -133,7 +125,7 @@ func (s setting) apply(c *config) {
 	case optPerm:
 		c.perm = s.perm
 	case optLabel:
-		c.label, c.source = s.label, s.source
+		c.label = s.label
 	}
 }
 
@@ -141,7 +133,7 @@ type config struct {
 	optionSet
 	perm   fs.FileMode
 	label  string
-	source *memsource.Source // of an anonymous block; nil for the system's
+	source object.MemorySource // of an anonymous block; nil for the system's
 }
 
 func (c config) has(o optionSet) bool { return c.optionSet&o != 0 }
@@ -189,6 +181,9 @@ func newConfig(opts []Option, allowed optionSet) (config, error) {
 			return c, fmt.Errorf("%w: nil Option", fs.ErrInvalid)
 		}
 		o.apply(&c)
+		if o, ok := o.(interface{ MemorySource() object.MemorySource }); ok {
+			c.source = o.MemorySource()
+		}
 	}
 	if wrong := c.optionSet &^ allowed; wrong != 0 {
 		return c, fmt.Errorf("%w: option %v does not apply: allowed are %v", fs.ErrInvalid, wrong, allowed)

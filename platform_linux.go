@@ -34,7 +34,6 @@ func (tmpfs) Limits() object.Limits {
 		MaxName:      unix.NAME_MAX,
 		HeaderLength: os.Getpagesize(),
 		Files:        true,
-		SendsMemory:  true,
 		Restricts:    true,
 	}
 }
@@ -452,10 +451,27 @@ func (o *tmpfsObject) Close() { unix.Close(o.fd) }
 
 // CreateAnonymous implements [object.System].
 func (tmpfs) CreateAnonymous(size int64, sparse bool) (object.Object, error) {
-	return anonymousObject(size, sparse, func() (*tmpfsObject, error) {
-		fd, err := tmpfs{}.CreateMemory(size)
-		return &tmpfsObject{fd: int(fd), writable: true, sealed: true}, err
-	})
+	if !sparse {
+		if err := enoughMemory(size); err != nil { // before a descriptor is used up
+			return nil, err
+		}
+	}
+	fd, err := tmpfs{}.CreateMemory(size)
+	if err != nil {
+		return nil, err
+	}
+	o := &tmpfsObject{fd: int(fd), writable: true, sealed: true}
+	if !sparse {
+		err = o.allocate(size)
+	}
+	if err == nil {
+		_, err = o.Stat()
+	}
+	if err != nil {
+		o.Close()
+		return nil, sysunix.SpaceError(err)
+	}
+	return o, nil
 }
 
 // fixedSize are the seals of memory whose size no process can change: fcntl(2).
@@ -495,17 +511,6 @@ func prepareMemory(fd int, size int64) error {
 	return err
 }
 
-// MemorySize implements [object.System]: the kernel alone answers F_GET_SEALS of
-// fcntl(2), and only for memory.
-func (tmpfs) MemorySize(fd uintptr) (int64, error) {
-	if _, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0); err != nil {
-		return 0, err
-	}
-	var st unix.Stat_t
-	err := unix.Fstat(int(fd), &st)
-	return st.Size, err
-}
-
 // DuplicateMemory implements [object.System]. A descriptor for reading only has a
 // description of its own: there is no other way to have one. Those for writing
 // share that of fd. What a process can do to it, as to its offset, does not matter
@@ -525,50 +530,34 @@ func (tmpfs) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
 	return uintptr(own), err
 }
 
-// Adopt implements [object.System].
-func (tmpfs) Adopt(fd uintptr, size int64, sparse bool) (object.Object, error) {
-	return anonymousObject(size, sparse, func() (*tmpfsObject, error) {
-		o, err := fromFD(fd)
-		if err != nil {
-			return nil, err
-		}
-		if st, err := o.Stat(); err != nil || st.Size != size || !o.sealed || !o.writable {
-			o.Close()
-			return nil, fmt.Errorf("%w: memory of %d bytes, sealed %v, writable %v: want %d bytes", object.ErrCorrupt, st.Size, o.sealed, o.writable, size)
-		}
-		return o, nil
-	})
+// IsMemory implements [object.System]: the kernel alone answers F_GET_SEALS of
+// fcntl(2), and only for memory.
+func (tmpfs) IsMemory(fd uintptr) bool {
+	_, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0)
+	return err == nil
 }
 
-// anonymousObject reserves the memory of a new object. It is this process that is
-// charged for it.
-func anonymousObject(size int64, sparse bool, create func() (*tmpfsObject, error)) (object.Object, error) {
-	if !sparse {
-		if free, known := availableMemory(size); known && size > free { // before a descriptor is used up
-			return nil, sysunix.SpaceError(fmt.Errorf("%d bytes wanted, %d of memory available: %w", size, free, unix.ENOSPC))
-		}
-	}
-	o, err := create()
-	if err != nil {
-		return nil, err
-	}
-	if !sparse {
-		err = o.allocate(size)
-	}
+// Reserve implements [object.Object].
+func (o *tmpfsObject) Reserve(size int64) error {
+	err := enoughMemory(size)
 	if err == nil {
-		_, err = o.Stat()
+		err = sysunix.SpaceError(o.allocate(size))
 	}
-	if err != nil {
-		o.Close()
-		return nil, sysunix.SpaceError(err)
-	}
-	return o, nil
+	return err
 }
 
-// availableMemory returns how many bytes of memory can be allocated. Anonymous
-// memory has no file system that is full in time: to reserve more than there is
-// calls the OOM killer. It is unknown where size is too small to matter and where
-// the system does not say.
+// enoughMemory returns the error for an anonymous object that is known not to fit.
+// Anonymous memory has no file system that is full in time: to reserve more than
+// there is calls the OOM killer.
+func enoughMemory(size int64) error {
+	if free, known := availableMemory(size); known && size > free {
+		return sysunix.SpaceError(fmt.Errorf("%d bytes wanted, %d of memory available: %w", size, free, unix.ENOSPC))
+	}
+	return nil
+}
+
+// availableMemory returns how many bytes of memory can be allocated. It is unknown
+// where size is too small to matter and where the system does not say.
 func availableMemory(size int64) (free int64, known bool) {
 	const little = 16 << 20
 	if size < little {

@@ -64,7 +64,7 @@ func lifeName(section string) string { return section + "!life" }
 func init() { object.SetDefault(sections{}) }
 
 // sections implements [object.System].
-type sections struct{ object.NoMemory }
+type sections struct{}
 
 func (sections) Limits() object.Limits {
 	return object.Limits{
@@ -298,24 +298,32 @@ func (o *sectionObject) Unlink() error {
 	return o.setMark(unlinkedMark)
 }
 
-func (sections) MemorySize(fd uintptr) (int64, error) { return section.Size(windows.Handle(fd)) }
+// CreateAnonymous implements [object.System]: the memory of a section is always
+// reserved.
+func (sections) CreateAnonymous(size int64, _ bool) (object.Object, error) {
+	h, err := sections{}.CreateMemory(size)
+	if err != nil {
+		return nil, err
+	}
+	return newSection(windows.Handle(h), true)
+}
+
+func (sections) CreateMemory(size int64) (uintptr, error) {
+	if size > maxSize {
+		return 0, object.TooLargeError{Err: object.ErrNoSpace}
+	}
+	h, err := section.CreateAnonymous(size)
+	return uintptr(h), spaceErr(err)
+}
 
 func (sections) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
 	own, err := section.Duplicate(windows.Handle(fd), readOnly)
 	return uintptr(own), err
 }
 
-// CreateAnonymous implements [object.System]: the memory of a section is always
-// reserved.
-func (sections) CreateAnonymous(size int64, _ bool) (object.Object, error) {
-	if size > maxSize {
-		return nil, object.TooLargeError{Err: object.ErrNoSpace}
-	}
-	h, err := section.CreateAnonymous(size)
-	if err != nil {
-		return nil, spaceErr(err)
-	}
-	return newSection(h, true)
+func (sections) IsMemory(fd uintptr) bool {
+	_, err := section.Size(windows.Handle(fd))
+	return err == nil
 }
 
 // newSection returns an object that owns h: that of an anonymous block, unless the

@@ -1,13 +1,12 @@
 package manager
 
 import (
-	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"slices"
 	"sync"
@@ -16,54 +15,49 @@ import (
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/blockname"
-	"github.com/shmkit/shm/internal/memsource"
+	"github.com/shmkit/shm/internal/object"
 )
 
-// Env is the environment variable with the address that Dial uses where it is
-// given none. "shm run" sets it.
+// Env is the environment variable with the address that [Dial] uses if it is given
+// none. The command "shm run" sets it.
 const Env = "SHM_MANAGER"
 
-// Client is a connection to a server. All methods are safe for concurrent use;
+// Client is a connection to a server. Its methods are safe for concurrent use; the
 // requests are made one after the other.
 //
-// When the server is gone, requests fail with [ErrGone]. Segments stay usable.
+// After the server has ended, requests fail with [ErrGone]. Segments stay usable.
 type Client struct {
-	conn   *conn
+	conn   conn
 	lease  bool
-	stop   func() bool // no longer waits for the context
-	closed atomic.Bool // by Close
+	stop   func() bool // ends the wait for the context
+	closed atomic.Bool // by Close or the context
 
-	creating sync.Mutex // held while the server has memory for a block to be
+	creating sync.Mutex // held while the server has memory for a block that is not built
 	mu       sync.Mutex // held for a request and its response
 	buf      []byte
 	gone     error // why no more requests can be made
 }
 
 // A DialOption changes how [Dial] connects.
-type DialOption interface{ apply(*Client) }
+type DialOption func(*Client)
 
-type dialOption func(*Client)
+// Lease makes the server release the blocks that the client creates when the
+// connection ends, by Close or because the process ends.
+func Lease() DialOption { return func(c *Client) { c.lease = true } }
 
-func (f dialOption) apply(c *Client) { f(c) }
-
-// Lease makes the blocks that the client creates its own: the server releases
-// them when the connection ends, by Close or because the process does.
-func Lease() DialOption { return dialOption(func(c *Client) { c.lease = true }) }
-
-// Dial connects to the server at addr, as [Listen] takes it; "" is what the
-// environment variable [Env] says. When ctx is done, the client is closed.
+// Dial connects to the server at addr, an address as [Listen] takes it. If addr is
+// empty, it is the value of the environment variable [Env]. When ctx is done, the
+// client is closed.
 //
-// The error is [ErrGone] if there is no server, [fs.ErrPermission] if it refuses
-// this user or, on Windows, is another user's, [ErrQuota] if it has too many
-// clients, or [errors.ErrUnsupported].
+// The error is [ErrGone] if there is no server, [fs.ErrPermission] if it refuses this
+// user or, on Windows, is of another user, [ErrQuota] if it has too many clients, or
+// [errors.ErrUnsupported].
 func Dial(ctx context.Context, addr string, opts ...DialOption) (*Client, error) {
-	c := &Client{}
+	c := &Client{buf: make([]byte, maxResponse)}
 	for _, o := range opts {
-		o.apply(c)
+		o(c)
 	}
-	if addr == "" {
-		addr = os.Getenv(Env)
-	}
+	addr = cmp.Or(addr, os.Getenv(Env))
 	if err := c.dial(ctx, addr); err != nil {
 		return nil, pathError("dial", addr, err)
 	}
@@ -72,7 +66,7 @@ func Dial(ctx context.Context, addr string, opts ...DialOption) (*Client, error)
 
 func (c *Client) dial(ctx context.Context, addr string) (err error) {
 	if !supported {
-		return errUnsupported
+		return errors.ErrUnsupported
 	}
 	if addr == "" {
 		return fmt.Errorf("%w: no address, and no %s in the environment", ErrGone, Env)
@@ -80,18 +74,19 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 	if c.conn, err = connect(ctx, addr); err != nil {
 		return err
 	}
-	c.buf = make([]byte, 0, maxResponse)
-	c.stop = context.AfterFunc(ctx, func() { c.hangUp() })
+	c.stop = context.AfterFunc(ctx, c.hangUp)
 	c.conn.SetReadDeadline(time.Now().Add(stall))
-	hello, f, err := c.receive(request{})
-	f.Close() // there is none, from a server that is one
+	hello, err := c.receive()
 	c.conn.SetReadDeadline(time.Time{})
-	if err == nil {
+	f, _ := c.conn.takeFile(response{}, request{})
+	f.Close() // no server sends one here
+	switch {
+	case err == nil:
 		err = hello.err()
-	} else if ctx.Err() != nil {
+	case ctx.Err() != nil:
 		err = context.Cause(ctx)
-	} else {
-		err = fmt.Errorf("%w: %w", ErrGone, err)
+	default:
+		err = fmt.Errorf("%w: %v", ErrGone, err)
 	}
 	if err == nil && hello.Version != protocolVersion {
 		err = fmt.Errorf("%w: manager speaks version %d", errors.ErrUnsupported, hello.Version)
@@ -102,19 +97,13 @@ func (c *Client) dial(ctx context.Context, addr string) (err error) {
 	return err
 }
 
-// connect waits a little where the server has not come to accept others yet.
-func connect(ctx context.Context, addr string) (*conn, error) {
-	refused := time.Now().Add(refusedFor)
-	for pause, end := time.Millisecond, time.Now().Add(stall); ; pause = min(2*pause, 50*time.Millisecond) {
+// connect retries while the server has not accepted other connections yet.
+func connect(ctx context.Context, addr string) (conn, error) {
+	begun := time.Now()
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		conn, err := dialOnce(ctx, addr)
-		switch {
-		case err == nil:
-			return conn, nil
-		case errors.Is(err, errRefused) && time.Now().Before(refused):
-		case errors.Is(err, errNoSocket), errors.Is(err, errRefused):
-			return nil, fmt.Errorf("%w: %w", ErrGone, err)
-		case !errors.Is(err, errBacklog) || time.Now().After(end):
-			return nil, err
+		if err == nil || time.Since(begun) >= busyFor(err) {
+			return conn, err
 		}
 		select {
 		case <-time.After(pause):
@@ -124,9 +113,9 @@ func connect(ctx context.Context, addr string) (*conn, error) {
 	}
 }
 
-// Create creates a block with a Cap of size bytes, all zero, and attaches to it.
-// If name is empty, Create makes up one that no other block has. It is a name of
-// this server's only; see package shm for what names there are.
+// Create creates a block with a Cap of size bytes, all zero, and attaches to it. If
+// name is empty, Create makes up one that no other block has. The name is known to
+// this server only; package shm says which names are valid.
 //
 // The error is [fs.ErrExist], [fs.ErrInvalid], [ErrQuota], [shm.ErrNoSpace],
 // [fs.ErrPermission], [ErrGone], or [fs.ErrClosed] if the client is closed.
@@ -137,6 +126,15 @@ func (c *Client) Create(name string, size int64, opts ...shm.Option) (*shm.Segme
 	return seg, rename(err, "create", name)
 }
 
+// inMemory is an option that makes shm.Anonymous build the block in memory from
+// source, and an option of package shm besides.
+type inMemory struct {
+	shm.Option
+	source object.MemorySource
+}
+
+func (m inMemory) MemorySource() object.MemorySource { return m.source }
+
 func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segment, error) {
 	if err := checkOptions(opts, shm.Sparse(), shm.Prefault()); err != nil {
 		return nil, err
@@ -145,57 +143,25 @@ func (c *Client) create(name string, size int64, opts []shm.Option) (*shm.Segmen
 		name = blockname.Unique()
 	}
 	name = clean(name)
-	label := shm.Label(name)
-	given := false // memory of the server's
-	if createsMemory() {
-		c.creating.Lock()
-		defer c.creating.Unlock()
-		label = inMemoryOf(name, func(length int64) (*os.File, error) {
-			f, err := c.memory(name, size, length)
-			given = err == nil
-			return f, err
-		})
-	}
-	seg, err := shm.Anonymous(size, append(slices.Clip(opts), label)...)
+	c.creating.Lock()
+	defer c.creating.Unlock()
+	given := false
+	seg, err := shm.Anonymous(size, append(slices.Clip(opts), inMemory{shm.Label(name), func(length int64) (*os.File, error) {
+		_, f, err := c.do(request{Op: opMemory, Name: name, Cap: size, Size: length})
+		given = err == nil
+		return f, err
+	}})...)
 	if err != nil {
-		if given { // and part of it in use
-			c.memory(name, 0, 0)
+		if given { // and a part of it reserved
+			c.do(request{Op: opMemory, Name: name})
 		}
 		return nil, err
 	}
-	if err := c.keep(seg); err != nil {
+	if _, _, err := c.do(request{Op: opCreate, Name: name, Cap: size, Lease: c.lease}); err != nil {
 		seg.Close()
 		return nil, err
 	}
 	return seg, nil
-}
-
-// inMemoryOf returns an option to build a block in what create returns, which is
-// shm.Label(name) as well.
-func inMemoryOf(name string, create func(length int64) (*os.File, error)) shm.Option {
-	return memsource.Option(name, &memsource.Source{Create: create}).(shm.Option)
-}
-
-// memory returns memory for a block.
-func (c *Client) memory(name string, capacity, size int64) (*os.File, error) {
-	resp, f, err := c.do(request{Op: opMemory, Name: name, Cap: capacity, Size: size}, nil)
-	if err == nil && f == nil {
-		err = cmp.Or(resp.lost, errProtocol)
-	}
-	return f, err
-}
-
-// keep has the server keep the block of seg, which nobody else has so far.
-func (c *Client) keep(seg *shm.Segment) (err error) {
-	var f *os.File
-	if !createsMemory() {
-		if f, err = seg.File(); err != nil {
-			return err
-		}
-		defer f.Close()
-	}
-	_, _, err = c.do(request{Op: opCreate, Name: seg.Name(), Cap: seg.Cap(), Lease: c.lease}, f)
-	return err
 }
 
 // checkOptions returns the error for options that do not apply.
@@ -208,11 +174,11 @@ func checkOptions(opts []shm.Option, allowed ...shm.Option) error {
 	return nil
 }
 
-// OpenOrCreate attaches to the block called name, or creates it if there is
-// none, and reports which. If several clients call it at once, one of them creates
-// the block. Errors and options are those of [Client.Create], but the error is not
-// [fs.ErrExist]; it is [shm.ErrBusy] if other clients have created and released
-// the block a hundred times in between.
+// OpenOrCreate attaches to the block called name, or creates it if there is none, and
+// reports which. If several clients call it at once, one of them creates the block
+// and the others attach to it. Errors and options are those of [Client.Create], except
+// that the error is [shm.ErrBusy], not [fs.ErrExist], if other clients have created and
+// released the block a hundred times meanwhile.
 func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg *shm.Segment, created bool, err error) {
 	if err := checkOptions(opts, shm.Sparse(), shm.Prefault()); err != nil {
 		return nil, false, pathError("open", name, err)
@@ -227,17 +193,17 @@ func (c *Client) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg 
 			seg, err = c.create(name, size, opts)
 			created = err == nil
 		}
-		if !errors.Is(err, fs.ErrExist) { // created by another client in the meantime
+		if !errors.Is(err, fs.ErrExist) { // else another client has created it meanwhile
 			return seg, created, rename(err, "open", name)
 		}
 	}
-	return nil, false, pathError("open", name, fmt.Errorf("%w: others create and release it all the time", shm.ErrBusy))
+	return nil, false, pathError("open", name, fmt.Errorf("%w: other clients create and release it", shm.ErrBusy))
 }
 
 // Open attaches to the block called name.
 //
-// The error is [fs.ErrNotExist], [fs.ErrInvalid], [fs.ErrPermission], [ErrQuota]
-// if the server has no descriptors left, [ErrGone], [fs.ErrClosed], or one of
+// The error is [fs.ErrNotExist], [fs.ErrInvalid], [fs.ErrPermission], [ErrQuota] if
+// the server has no descriptors left, [ErrGone], [fs.ErrClosed], or one of
 // [shm.FromFile].
 //
 // Options: [shm.ReadOnly], [shm.Prefault].
@@ -250,19 +216,16 @@ func (c *Client) open(name string, opts []shm.Option) (*shm.Segment, error) {
 	if err := checkOptions(opts, shm.ReadOnly(), shm.Prefault()); err != nil {
 		return nil, err
 	}
-	req := request{Op: opOpen, Name: clean(name), ReadOnly: slices.Contains(opts, shm.ReadOnly())}
-	resp, f, err := c.do(req, nil)
+	_, f, err := c.do(request{Op: opOpen, Name: clean(name), ReadOnly: slices.Contains(opts, shm.ReadOnly())})
 	if err != nil {
 		return nil, err
-	}
-	if f == nil {
-		return nil, cmp.Or(resp.lost, errProtocol)
 	}
 	defer f.Close()
 	return shm.FromFile(f, opts...)
 }
 
-// rename makes err, which can have come from package shm, an error of ours.
+// rename returns err, which can be an error of package shm, with this operation and
+// name.
 func rename(err error, op, name string) error {
 	if path := (*fs.PathError)(nil); errors.As(err, &path) {
 		err = path.Err
@@ -270,13 +233,12 @@ func rename(err error, op, name string) error {
 	return pathError(op, name, err)
 }
 
-// List returns the blocks of the server, by name. Blocks that come and go
-// meanwhile may be in it or not.
+// List returns the blocks of the server, sorted by name. It may or may not include
+// blocks that are created or released meanwhile.
 func (c *Client) List() ([]Info, error) {
 	list := []Info{}
 	for req := (request{Op: opList}); ; {
-		resp, f, err := c.do(req, nil)
-		f.Close() // as in dial
+		resp, _, err := c.do(req)
 		if err != nil {
 			return nil, pathError("list", "", err)
 		}
@@ -288,89 +250,78 @@ func (c *Client) List() ([]Info, error) {
 	}
 }
 
-// Release ends a block, whoever created it: nobody can open it any more, and
-// its memory is free when nobody is attached. The error is [fs.ErrNotExist],
-// [fs.ErrInvalid], [fs.ErrPermission], [ErrGone] or [fs.ErrClosed].
+// Release removes a block from the server, whichever client created it. No client can
+// open it any more, and its memory is freed when none is attached. The error is
+// [fs.ErrNotExist], [fs.ErrInvalid], [fs.ErrPermission], [ErrGone] or [fs.ErrClosed].
 func (c *Client) Release(name string) error {
-	_, f, err := c.do(request{Op: opRelease, Name: clean(name)}, nil)
-	f.Close() // as in dial
+	_, _, err := c.do(request{Op: opRelease, Name: clean(name)})
 	return pathError("release", name, err)
 }
 
-// Close ends the connection, and so the blocks of a client with [Lease]; a
-// request in progress fails. Segments stay usable. A second Close does nothing
-// and returns nil.
+// Close ends the connection, and with [Lease] releases the client's blocks. A request
+// in progress fails with [fs.ErrClosed]. Segments stay usable. Close returns nil; a
+// second Close does nothing.
 func (c *Client) Close() error {
 	c.stop()
-	return c.hangUp()
+	c.hangUp()
+	return nil
 }
 
-func (c *Client) hangUp() error {
-	if c.closed.Swap(true) {
-		return nil
+func (c *Client) hangUp() {
+	if !c.closed.Swap(true) {
+		c.conn.Close()
 	}
-	if err := c.conn.Close(); !errors.Is(err, net.ErrClosed) { // as a request that failed has left it
-		return err
-	}
-	return nil
 }
 
 var errProtocol = errors.New("manager does not keep to the protocol")
 
-// do makes a request, with sent unless it is nil. If it returns a file, that is
-// the caller's to close.
-func (c *Client) do(req request, sent *os.File) (resp response, f *os.File, err error) {
+// do makes a request. If a file comes with the response, it is the caller's to close.
+func (c *Client) do(req request) (resp response, f *os.File, err error) {
+	if req.Op != opList && !blockname.Valid(req.Name, maxName) {
+		return resp, nil, errBadName
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if req.Op != opList && !blockname.Valid(req.Name, maxName) {
-		return resp, nil, fmt.Errorf("%w: bad name", fs.ErrInvalid)
-	}
+	var lost error
 	if c.gone == nil {
-		req.Section = sectionOf(sent)
-		if c.gone = c.conn.send(marshal(req), sent); c.gone == nil {
-			resp, f, c.gone = c.receive(req)
+		if _, c.gone = c.conn.Write(marshal(req)); c.gone == nil {
+			resp, c.gone = c.receive()
+			f, lost = c.conn.takeFile(resp, req)
 		}
 		if c.gone != nil {
-			c.conn.Close() // a late response is nobody's
+			c.conn.Close() // a late response must not be taken for another
 		}
 	}
 	switch {
 	case c.gone != nil && c.closed.Load():
 		err = fs.ErrClosed
 	case c.gone != nil:
-		err = fmt.Errorf("%w: %w", ErrGone, c.gone)
-	default:
+		err = fmt.Errorf("%w: %v", ErrGone, c.gone)
+	case resp.Code != "":
 		err = resp.err()
+	case req.wantsFile() && f == nil:
+		err = cmp.Or(lost, errProtocol)
 	}
-	if err != nil {
+	if err != nil || !req.wantsFile() {
 		f.Close() // if there is one
-		return response{}, nil, err
+		return resp, nil, err
 	}
 	return resp, f, nil
 }
 
-// receive reads one line, the response to req, and takes the file that comes
-// with it, if any.
-func (c *Client) receive(req request) (resp response, f *os.File, err error) {
-	line := c.buf[:0]
-	c.conn.want = req
-	for err == nil && !bytes.HasSuffix(line, []byte("\n")) {
-		if len(line) == cap(line) {
-			err = errProtocol
-			break
+// receive reads a response.
+func (c *Client) receive() (resp response, err error) {
+	n := 0
+	for err == nil && (n == 0 || c.buf[n-1] != '\n') {
+		if n == len(c.buf) {
+			return resp, errProtocol
 		}
-		var n int
-		n, err = c.conn.Read(line[len(line):cap(line)])
-		line = line[:len(line)+n]
+		var more int
+		more, err = c.conn.Read(c.buf[n:])
+		n += more
 	}
-	if err == nil && unmarshal(line, &resp) != nil {
+	if err == nil && json.Unmarshal(c.buf[:n], &resp) != nil {
 		err = errProtocol
 	}
-	f, lost := c.conn.take(resp.Section)
-	if err != nil {
-		f.Close()
-		return response{}, nil, err
-	}
-	resp.lost = lost
-	return resp, f, nil
+	return resp, err
 }

@@ -23,11 +23,14 @@ func Restricts() bool { return object.Current.Limits().Restricts }
 // MaxRequest is the length of the longest request.
 const MaxRequest = maxRequest
 
-// Knock connects to a server without any manners.
-func Knock(addr string) (net.Conn, error) { return connect(context.Background(), addr) }
-
-// CreatesMemory is whether a server takes no descriptors.
-func CreatesMemory() bool { return createsMemory() }
+// Knock connects to a server without any manners. Descriptors that come are dropped.
+func Knock(addr string) (net.Conn, error) {
+	c, err := connect(context.Background(), addr)
+	if s, ok := c.(interface{ bare() net.Conn }); ok {
+		return s.bare(), err
+	}
+	return c, err
+}
 
 // SetAttempts changes how often an OpenOrCreate begins anew, for the time of the
 // test.

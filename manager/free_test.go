@@ -3,6 +3,9 @@
 package manager
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // To free much memory takes long, and others do not wait for it.
@@ -21,8 +26,8 @@ func TestFreeing(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			file, freed := longToClose(t)
-			c := &client{conn: connected(t), owned: make(map[*block]bool)}
-			s := &server{clients: map[*client]bool{c: true}, blocks: make(map[string]*block)}
+			c := &client{conn: connected(t)}
+			s := &server{clients: map[*client]bool{c: true}}
 			if err := s.add(&block{info: Info{Name: "block", Cap: 1, Leased: true}, owner: c, file: file}); err != nil {
 				t.Fatal(err)
 			}
@@ -33,7 +38,7 @@ func TestFreeing(t *testing.T) {
 			}()
 			for gone, end := false, time.Now().Add(10*time.Second); !gone; runtime.Gosched() {
 				if s.mu.TryLock() {
-					gone = s.blocks["block"] == nil
+					gone = len(s.blocks) == 0
 					s.mu.Unlock()
 				} else if time.Now().After(end) {
 					t.Error("the server stands still")
@@ -58,13 +63,13 @@ func TestFreeing(t *testing.T) {
 func TestShutdownBounded(t *testing.T) {
 	SetStall(t, 10*time.Millisecond)
 	file, freed := longToClose(t)
-	c := &client{conn: connected(t), owned: make(map[*block]bool)}
-	s := &server{ending: make(chan struct{}), clients: map[*client]bool{c: true}, blocks: make(map[string]*block)}
+	c := &client{conn: connected(t)}
+	s := &server{ending: make(chan struct{}), clients: map[*client]bool{c: true}}
 	if err := s.add(&block{info: Info{Name: "block", Cap: 1}, owner: c, file: file}); err != nil {
 		t.Fatal(err)
 	}
 	stuck := make(chan bool)
-	s.done.Go(func() { <-stuck })
+	s.serving.Go(func() { <-stuck })
 	s.shutdown()
 	if err := s.add(&block{info: Info{Name: "late", Cap: 1}, owner: c, file: file}); err == nil {
 		t.Error("there is a new block")
@@ -74,8 +79,66 @@ func TestShutdownBounded(t *testing.T) {
 	}
 	freed()
 	close(stuck)
-	s.done.Wait()
+	s.serving.Wait()
 	c.conn.Close()
+}
+
+// Serve ends in time with many blocks, too.
+func TestShutdownOfMany(t *testing.T) {
+	const n = 200_000
+	c := &client{conn: connected(t)}
+	s := &server{ending: make(chan struct{}), clients: map[*client]bool{c: true}}
+	for i := range n {
+		if err := s.add(&block{info: Info{Name: fmt.Sprintf("%06d", i), Cap: 1, Leased: i%2 == 0}, owner: c}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := time.AfterFunc(stall, func() { t.Error("it has not ended in time") })
+	defer late.Stop()
+	s.leave(c)
+	if s.used.Blocks != n/2 {
+		t.Errorf("%d blocks are left", s.used.Blocks)
+	}
+	s.shutdown()
+	if s.used != (Quota{}) {
+		t.Errorf("%+v are in use", s.used)
+	}
+}
+
+// Descriptors that reach a server all the same are closed and end the connection.
+func TestDescriptorsReachServer(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		conn, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		ends[i] = conn.(*net.UnixConn)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s := &socket{UnixConn: ends[0], server: true, oob: make([]byte, oobSize), fd: -1}
+	if _, _, err := ends[1].WriteMsgUnix([]byte("x"), unix.UnixRights(int(w.Fd())), nil); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, errRights) {
+		t.Errorf("Read: %v", err)
+	}
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the descriptor is open: %v", err)
+	}
 }
 
 // Of several that lock an address, whose file each holder removes, one has it.
@@ -130,7 +193,7 @@ func longToClose(t *testing.T) (f *os.File, freed func()) {
 	}
 }
 
-func connected(t *testing.T) *conn {
+func connected(t *testing.T) conn {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "") // short enough for a socket in it
 	if err != nil {
@@ -149,3 +212,6 @@ func connected(t *testing.T) *conn {
 	}
 	return c
 }
+
+// bare returns the connection without what a client does with descriptors.
+func (s *socket) bare() net.Conn { return s.UnixConn }

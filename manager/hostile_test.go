@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/manager"
 )
 
@@ -129,6 +133,73 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
+// A block takes memory of the server's, of the size that it has asked for.
+func TestHostileCreate(t *testing.T) {
+	addr, _ := serve(t, manager.Total(manager.Quota{Bytes: 1 << 20}))
+	c := dial(t, addr)
+	must(t)(c.Create("taken", 100))
+	conn := knock(t, addr)
+	answers(t, conn, "")
+	left := watch(t, os.Getpid())
+	const none = `{"code":"invalid","error":"invalid argument: no memory was asked for"}`
+	memory := "{}"
+	if runtime.GOOS == "windows" {
+		memory = `{"section":"!`
+	}
+	for _, tt := range []struct{ request, answer string }{
+		{`{"op":"create","name":"a","cap":100}`, none},
+		{`{"op":"memory","name":"a","cap":100,"size":100}`, `{"code":"invalid","error":"invalid argument: 100 bytes for a Cap of 100"}`},
+		{`{"op":"memory","name":"a","cap":100,"size":99}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":100,"size":1000000}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":-100,"size":100}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":100,"size":-9223372036854775808}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":-9223372036854775808,"size":9223372036854775807}`, `{"code":"invalid"`},
+		{`{"op":"memory","name":"a","cap":9223372036854771711,"size":9223372036854775807}`, `{"code":"quota"`},
+		{`{"op":"memory","name":"taken","cap":100,"size":200}`, `{"code":"exist"`},
+		{`{"op":"memory","name":"../a","cap":100,"size":200}`, `{"code":"invalid"`},
+		{`{"op":"memory"}`, `{"code":"invalid"`},
+		{`{"op":"create","name":"a","cap":100}`, none},
+		{`{"op":"memory","name":"a","cap":100,"size":200}`, memory},
+		{`{"op":"create","name":"a","cap":1000}`, `{"code":"invalid","error":"invalid argument: 200 bytes for a Cap of 1000"}`},
+		{`{"op":"create","name":"a","cap":100}`, none},
+		{`{"op":"memory","name":"a","cap":100,"size":200}`, memory},
+		{`{"op":"memory","name":"a","cap":200,"size":300}`, memory}, // in place of the other
+		{`{"op":"create","name":"a","cap":100}`, `{}`},
+		{`{"op":"create","name":"b","cap":100}`, none},
+		{`{"op":"memory","name":"b","cap":200,"size":300}`, memory},
+		{`{"op":"memory","name":"b"}`, `{}`}, // given back
+		{`{"op":"create","name":"b","cap":200}`, none},
+	} {
+		if _, err := fmt.Fprintln(conn, tt.request); err != nil {
+			t.Fatal(err)
+		}
+		if got := line(t, conn); !strings.HasPrefix(got, tt.answer) {
+			t.Errorf("%s: %s, want %s", tt.request, got, tt.answer)
+		}
+	}
+	if got := names(t, c); !slices.Equal(got, []string{"a", "taken"}) {
+		t.Errorf("list: %v", got)
+	}
+	// Memory without a block in it is found out by those who open it.
+	mustFail(t, second(c.Open("a")), "a", shm.ErrNotSegment)
+	if err := c.Release("a"); err != nil {
+		t.Error(err)
+	}
+	left("the block is released")
+	atWork(t, c)
+}
+
+// A client that may only read gets no memory.
+func TestReadAccessMemory(t *testing.T) {
+	addr, _ := serve(t, manager.Authorize(func(manager.Peer) manager.Access { return manager.ReadAccess }))
+	conn := knock(t, addr)
+	fmt.Fprintln(conn, `{"op":"memory","name":"a","cap":100,"size":200}`)
+	answers(t, conn, "")
+	if got := line(t, conn); !strings.HasPrefix(got, `{"code":"permission"`) {
+		t.Error(got)
+	}
+}
+
 // A client that begins a request and does not end it is dropped. One that has
 // nothing to say is not.
 func TestHostileSlow(t *testing.T) {
@@ -190,9 +261,14 @@ func TestHostileServer(t *testing.T) {
 	}
 }
 
-// mustNotAttach checks that a client gets an error from what is no server: it says
-// n things, the second and all that follow as answers.
+// mustNotAttach checks that a client's Open gets an error from what is no server: it
+// says n things, the second and all that follow as answers.
 func mustNotAttach(t *testing.T, n int, say func(conn net.Conn, i int)) {
+	t.Helper()
+	mustNotAttachBy(t, n, say, func(c *manager.Client) error { return second(c.Open("block")) })
+}
+
+func mustNotAttachBy(t *testing.T, n int, say func(conn net.Conn, i int), attach func(*manager.Client) error) {
 	t.Helper()
 	addr := address(t)
 	l := listen(t, addr)
@@ -216,7 +292,7 @@ func mustNotAttach(t *testing.T, n int, say func(conn net.Conn, i int)) {
 	c, err := manager.Dial(t.Context(), addr)
 	if err == nil {
 		defer c.Close()
-		_, err = c.Open("block")
+		err = attach(c)
 	}
 	if err == nil {
 		t.Fatal("attached")

@@ -1,18 +1,18 @@
-// Package manager keeps blocks of shared memory for as long as a job takes, and
-// not only for as long as somebody is attached.
+// Package manager keeps blocks of shared memory for the duration of a job, whether or
+// not a process is attached to them.
 //
-// A block of package shm ends with its last attachment. Where one process makes
-// a block, ends, and another comes later to read it, somebody must hold it in
-// between: that is a manager. There are two kinds.
+// A block of package shm ends with its last attachment. If one process creates a
+// block and exits before another attaches to it, something must keep the block in
+// between. That is a manager. There are two kinds.
 //
-// [New] makes a [Manager] in this process. Its blocks have names that every
-// process opens by [shm.Open]. They stay until [Manager.Close].
+// [New] returns a [Manager] in this process. Its blocks have names that every process
+// can pass to [shm.Open]. They exist until [Manager.Close].
 //
-// [Serve] is a manager for other processes, which reach it by [Dial] over a Unix
-// socket or a named pipe, as in "shm serve" and "shm run" of the command shm. Its
-// blocks have names in this manager only, and nothing in /dev/shm: the memory
-// travels as a file descriptor. If all processes die at once, the kernel frees it
-// all.
+// [Serve] is a manager for other processes, which connect to it by [Dial], over a Unix
+// socket or a named pipe of Windows. The commands "shm serve" and "shm run" are such
+// servers. Names of blocks are known to the server only, and nothing of them is in
+// /dev/shm: the memory is passed as a file descriptor. If all processes are killed at
+// once, the kernel frees all of it.
 //
 //	client, err := manager.Dial(ctx, "") // the manager of "shm run"
 //	if err != nil {
@@ -21,30 +21,30 @@
 //	defer client.Close()
 //	seg, created, err := client.OpenOrCreate("frames", 16<<20)
 //
-// What they return is a [*shm.Segment] like any other.
+// Managers and clients return an ordinary [*shm.Segment].
 //
-// # Who owns a block
+// # Ownership
 //
-// The manager does. A block stays until Release by anybody, or until the manager
-// ends, whatever becomes of the process that created it. A client that is
-// dialled with [Lease] owns the blocks it creates: they go when it closes its
-// connection or dies.
+// A block belongs to the manager. It exists until Release, by any process, or until
+// the manager ends, even if the process that created it has exited. A client dialled
+// with [Lease] owns the blocks that it creates: the server releases them when the
+// client closes its connection or exits.
 //
-// A block that goes is gone for those who come later. Those who are attached
-// keep the memory until they Close their Segments, as after [shm.Unlink].
+// A process that is attached to a released block keeps the memory until it closes its
+// Segment, as after [shm.Unlink].
 //
 // # Platforms
 //
-// New works wherever shm does. Serve and Dial are [errors.ErrUnsupported]
-// elsewhere than on Linux, darwin and Windows.
+// New works wherever package shm does. Serve and Dial return [errors.ErrUnsupported]
+// except on Linux, darwin and Windows.
 //
-// On darwin there are no addresses without a file, and clients that may only
-// read cannot open blocks; see docs/manager.md.
+// On darwin there are no addresses without a file, and a client that may only read
+// cannot open blocks.
 //
-// On Windows the memory is a section whose name, a random one, travels
-// in place of a descriptor. It is the kernel that ends it, with the last process
-// that has it open. Names of sections are those of a session: a client in
-// another session, or of another user, cannot open the blocks of a server.
+// On Windows the memory is a section with a random name, which is passed instead of a
+// descriptor. The kernel frees it when no process has it open. The names of sections
+// belong to a session: a client in another session, or of another user, cannot attach
+// to the blocks of a server.
 package manager
 
 import (
@@ -67,27 +67,27 @@ type Info struct {
 	Cap     int64     `json:"cap"` // bytes it can hold
 	Created time.Time `json:"created"`
 	Creator int       `json:"creator"`          // process id, as the manager sees it
-	Leased  bool      `json:"leased,omitempty"` // goes with the client that created it
+	Leased  bool      `json:"leased,omitempty"` // released when its creator disconnects
 }
 
-// Manager keeps blocks for this process, and for others that know their names.
-// All methods are safe for concurrent use.
+// Manager keeps blocks for this process, and for others that know their names. Its
+// methods are safe for concurrent use.
 type Manager struct {
 	closing sync.Once
 
 	mu     sync.Mutex       // guards what follows
 	blocks map[string]*kept // nil once closed
-	stop   func() bool      // no longer waits for the context
+	stop   func() bool      // ends the wait for the context
 }
 
 // kept is an attachment of the manager's own.
 type kept struct {
 	seg     *shm.Segment
 	info    shm.Info
-	created bool // by the manager, and so for it to unlink
+	created bool // by the manager, which then unlinks it
 }
 
-// New returns a Manager that is closed when ctx is done, if not before.
+// New returns a Manager without blocks. When ctx is done, the Manager is closed.
 func New(ctx context.Context) *Manager {
 	m := &Manager{blocks: make(map[string]*kept)}
 	m.mu.Lock()
@@ -96,10 +96,10 @@ func New(ctx context.Context) *Manager {
 	return m
 }
 
-// Create creates a block as [shm.Create] does, keeps it, and returns a Segment
-// for the caller to close. [shm.Persistent] and [shm.Headerless] are
-// [fs.ErrInvalid], because such a block would outlive a manager that is killed.
-// The error is [fs.ErrClosed] if the manager is closed.
+// Create creates a block as [shm.Create] does and keeps it. The Segment is the
+// caller's to close. The error is that of [shm.Create], [fs.ErrInvalid] for the options
+// [shm.Persistent] and [shm.Headerless], whose blocks would outlive a manager that is
+// killed, or [fs.ErrClosed] if the manager is closed.
 func (m *Manager) Create(name string, size int64, opts ...shm.Option) (*shm.Segment, error) {
 	if m.isClosed() {
 		return nil, pathError("create", name, fs.ErrClosed)
@@ -114,17 +114,15 @@ func (m *Manager) Create(name string, size int64, opts ...shm.Option) (*shm.Segm
 	return seg, nil
 }
 
-// attempts is how often an OpenOrCreate begins anew, each time because another
-// process was in between.
+// attempts bounds how often OpenOrCreate retries because of other processes.
 var attempts = 100 // a variable for tests alone
 
-// OpenOrCreate attaches to the block called name, or creates it if there is
-// none, as [shm.OpenOrCreate] does, and keeps it. A block that others created is
-// kept as well, but Release and Close only detach from it.
+// OpenOrCreate attaches to the block called name, or creates it if there is none, as
+// [shm.OpenOrCreate] does, and keeps it. It also keeps a block that another process has
+// created, but Release and Close do not unlink that.
 //
-// The error is that of [shm.OpenOrCreate], [fs.ErrClosed] if the manager is
-// closed, or [shm.ErrBusy] if the block was unlinked before it was kept, a hundred
-// times in succession.
+// The error is one of [Manager.Create] or [shm.OpenOrCreate], or [shm.ErrBusy] if
+// other processes have unlinked the block a hundred times before it was kept.
 func (m *Manager) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg *shm.Segment, created bool, err error) {
 	if m.isClosed() {
 		return nil, false, pathError("open", name, fs.ErrClosed)
@@ -139,37 +137,52 @@ func (m *Manager) OpenOrCreate(name string, size int64, opts ...shm.Option) (seg
 			return seg, created, nil
 		}
 		endErr := end(seg, created)
-		if !errors.Is(err, fs.ErrNotExist) { // released before it was kept
+		if !errors.Is(err, fs.ErrNotExist) { // else unlinked before it was kept
 			return nil, false, pathError("open", name, errors.Join(err, endErr))
 		}
 	}
-	return nil, false, pathError("open", name, fmt.Errorf("%w: others unlink it all the time", shm.ErrBusy))
+	return nil, false, pathError("open", name, fmt.Errorf("%w: other processes unlink it", shm.ErrBusy))
 }
 
-// Open attaches to a block that the manager keeps. The error is
-// [fs.ErrNotExist] if it does not, or if its name was taken away.
+// Open attaches to a block that the manager keeps. The error is one of [shm.Open],
+// [fs.ErrNotExist] if the manager does not keep the block or it was unlinked, or
+// [fs.ErrClosed].
 func (m *Manager) Open(name string, opts ...shm.Option) (*shm.Segment, error) {
 	m.mu.Lock()
-	k, closed := m.blocks[clean(name)], m.blocks == nil
+	k, err := m.find(name)
 	m.mu.Unlock()
-	switch {
-	case closed:
-		return nil, pathError("open", name, fs.ErrClosed)
-	case k == nil:
-		return nil, pathError("open", name, fs.ErrNotExist)
+	if err != nil {
+		return nil, pathError("open", name, err)
 	}
+	seg, err := openSame(name, k.info.ID, opts...)
+	return seg, pathError("open", name, err)
+}
+
+// find returns the block called name. The caller holds m.mu.
+func (m *Manager) find(name string) (*kept, error) {
+	k := m.blocks[clean(name)]
+	switch {
+	case m.blocks == nil:
+		return nil, fs.ErrClosed
+	case k == nil:
+		return nil, fs.ErrNotExist
+	}
+	return k, nil
+}
+
+// openSame opens the block with the id, and no other that has its name meanwhile.
+func openSame(name string, id [16]byte, opts ...shm.Option) (*shm.Segment, error) {
 	seg, err := shm.Open(name, opts...)
 	if err != nil {
 		return nil, err
 	}
-	if info, err := infoOf(seg); err != nil || info.ID != k.info.ID {
-		// Somebody unlinked it, and somebody made another one of that name.
-		return nil, pathError("open", name, errors.Join(cmp.Or(err, fs.ErrNotExist), seg.Close()))
+	if info, err := infoOf(seg); err != nil || info.ID != id {
+		return nil, errors.Join(cmp.Or(err, fs.ErrNotExist), seg.Close())
 	}
 	return seg, nil
 }
 
-// keep has the manager attach to the block of seg as well.
+// keep attaches the manager to the block of seg as well.
 func (m *Manager) keep(seg *shm.Segment, created bool) error {
 	info, err := infoOf(seg)
 	if err != nil {
@@ -178,19 +191,16 @@ func (m *Manager) keep(seg *shm.Segment, created bool) error {
 	if info.Headerless || created && info.Persistent {
 		return fmt.Errorf("%w: option Persistent or Headerless", fs.ErrInvalid)
 	}
-	own, err := shm.Open(seg.Name())
+	own, err := openSame(seg.Name(), info.ID)
 	if err != nil {
 		return err
-	}
-	if ownInfo, err := infoOf(own); err != nil || ownInfo.ID != info.ID {
-		return errors.Join(cmp.Or(err, fs.ErrNotExist), own.Close())
 	}
 	m.mu.Lock()
 	before := m.blocks[seg.Name()]
 	if m.blocks == nil {
 		err, before = fs.ErrClosed, &kept{seg: own}
 	} else {
-		// One that is there is the same, opened anew, or has lost its name.
+		// A block that is there is the same one, or has been unlinked.
 		created = created || before != nil && before.created && before.info.ID == info.ID
 		m.blocks[seg.Name()] = &kept{seg: own, info: info, created: created}
 	}
@@ -201,7 +211,7 @@ func (m *Manager) keep(seg *shm.Segment, created bool) error {
 	return err
 }
 
-// List returns the blocks that the manager keeps, by name.
+// List returns the blocks that the manager keeps, sorted by name.
 func (m *Manager) List() ([]Info, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -212,34 +222,27 @@ func (m *Manager) List() ([]Info, error) {
 	for name, k := range m.blocks {
 		list = append(list, Info{Name: name, Cap: k.info.Cap, Created: k.info.Created, Creator: k.info.Creator})
 	}
-	slices.SortFunc(list, byName)
+	slices.SortFunc(list, func(a, b Info) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
-func byName(a, b Info) int { return strings.Compare(a.Name, b.Name) }
-
-// Release ends a block that the manager keeps: it unlinks it if the manager
-// created it, and detaches. That somebody else has unlinked it before is no
-// error. The error is [fs.ErrNotExist] if the manager does not keep it, or that
-// of [shm.Segment.Unlink]; the manager then no longer keeps it either.
+// Release detaches the manager from a block, and unlinks it if the manager has created
+// it and no other process has unlinked it before. The error is [fs.ErrNotExist] if the
+// manager does not keep the block, [fs.ErrClosed], or that of [shm.Segment.Unlink], in
+// which case the manager does not keep the block any more either.
 func (m *Manager) Release(name string) error {
-	name = clean(name)
 	m.mu.Lock()
-	k, closed := m.blocks[name], m.blocks == nil
-	delete(m.blocks, name)
+	k, err := m.find(name)
+	delete(m.blocks, clean(name))
 	m.mu.Unlock()
-	switch {
-	case closed:
-		return pathError("release", name, fs.ErrClosed)
-	case k == nil:
-		return pathError("release", name, fs.ErrNotExist)
+	if err != nil {
+		return pathError("release", name, err)
 	}
 	return end(k.seg, k.created)
 }
 
-// Close releases all blocks, and returns all that went wrong, by [errors.Join]:
-// one block that cannot be released does not keep the others. A second Close
-// does nothing, waits for the first, and returns nil.
+// Close releases all blocks. It returns the errors of all that it could not release,
+// by [errors.Join]. A second Close waits for the first and returns nil.
 func (m *Manager) Close() error {
 	var errs []error
 	m.closing.Do(func() {
@@ -261,7 +264,7 @@ func (m *Manager) isClosed() bool {
 	return m.blocks == nil
 }
 
-// end closes seg, and takes the name of its block away if so asked.
+// end closes seg, after unlinking its block if so asked.
 func end(seg *shm.Segment, unlink bool) error {
 	var err error
 	if unlink {
@@ -280,10 +283,10 @@ func infoOf(seg *shm.Segment) (shm.Info, error) {
 	return *stat.Sys().(*shm.Info), nil
 }
 
-// clean drops the leading slash that package shm drops.
+// clean removes the leading slash that package shm ignores.
 func clean(name string) string { return strings.TrimPrefix(name, "/") }
 
-// pathError makes err what package shm returns.
+// pathError returns err as an *fs.PathError, like the errors of package shm.
 func pathError(op, name string, err error) error {
 	var path *fs.PathError
 	if err == nil || errors.As(err, &path) {

@@ -4,16 +4,15 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
+	"net"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/manager"
 )
 
@@ -30,73 +29,49 @@ func TestAddressWithoutFile(t *testing.T) {
 	mustFail(t, second(manager.Dial(t.Context(), addr)), addr, manager.ErrGone)
 }
 
-// A block takes memory of the server's, of the size that it has asked for.
-func TestHostileCreate(t *testing.T) {
+// A client builds no block in memory that a server could truncate, or that is not
+// what it has asked for.
+func TestHostileServerMemory(t *testing.T) {
 	onTmpfs(t)
-	addr, _ := serve(t, manager.Total(manager.Quota{Bytes: 1 << 20}))
-	c := dial(t, addr)
-	must(t)(c.Create("taken", 100))
-	conn := knockUnix(t, addr)
-	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
+	small, err := object.Current.CreateMemory(4096)
+	if err != nil {
 		t.Fatal(err)
 	}
-	before := ownDescriptors(t)
-	const none = `{"code":"invalid","error":"invalid argument: no memory was asked for"}`
-	for _, tt := range []struct{ request, answer string }{
-		{`{"op":"create","name":"a","cap":100}`, none},
-		{`{"op":"memory","name":"a","cap":100,"size":100}`, `{"code":"invalid","error":"invalid argument: 100 bytes for a Cap of 100"}`},
-		{`{"op":"memory","name":"a","cap":100,"size":99}`, `{"code":"invalid"`},
-		{`{"op":"memory","name":"a","cap":100,"size":1000000}`, `{"code":"invalid"`},
-		{`{"op":"memory","name":"a","cap":-100,"size":100}`, `{"code":"invalid"`},
-		{`{"op":"memory","name":"a","cap":100,"size":-9223372036854775808}`, `{"code":"invalid"`},
-		{`{"op":"memory","name":"a","cap":-9223372036854775808,"size":9223372036854775807}`, `{"code":"invalid"`},
-		{`{"op":"memory","name":"a","cap":9223372036854771711,"size":9223372036854775807}`, `{"code":"quota"`},
-		{`{"op":"memory","name":"taken","cap":100,"size":200}`, `{"code":"exist"`},
-		{`{"op":"memory","name":"../a","cap":100,"size":200}`, `{"code":"invalid"`},
-		{`{"op":"memory"}`, `{"code":"invalid"`},
-		{`{"op":"create","name":"a","cap":100}`, none},
-		{`{"op":"memory","name":"a","cap":100,"size":200}`, `{}`},
-		{`{"op":"create","name":"a","cap":1000}`, `{"code":"invalid","error":"invalid argument: 200 bytes for a Cap of 1000"}`},
-		{`{"op":"create","name":"a","cap":100}`, none},
-		{`{"op":"memory","name":"a","cap":100,"size":200}`, `{}`},
-		{`{"op":"memory","name":"a","cap":200,"size":300}`, `{}`}, // in place of the other
-		{`{"op":"create","name":"a","cap":100}`, `{}`},
-		{`{"op":"create","name":"b","cap":100}`, none},
-		{`{"op":"memory","name":"b","cap":200,"size":300}`, `{}`},
-		{`{"op":"memory","name":"b"}`, `{}`}, // given back
-		{`{"op":"create","name":"b","cap":200}`, none},
-	} {
-		if _, err := fmt.Fprintln(conn, tt.request); err != nil {
-			t.Fatal(err)
-		}
-		if got := line(t, conn); !strings.HasPrefix(got, tt.answer) {
-			t.Errorf("%s: %s, want %s", tt.request, got, tt.answer)
-		}
-	}
-	if got := names(t, c); !slices.Equal(got, []string{"a", "taken"}) {
-		t.Errorf("list: %v", got)
-	}
-	// Memory without a block in it is found out by those who open it.
-	mustFail(t, second(c.Open("a")), "a", shm.ErrNotSegment)
-	if err := c.Release("a"); err != nil {
-		t.Error(err)
-	}
-	if after := ownDescriptors(t); after > before {
-		t.Errorf("%d descriptors, before %d", after, before)
-	}
-	atWork(t, c)
-}
-
-// A client that may only read gets no memory.
-func TestReadAccessMemory(t *testing.T) {
-	addr, _ := serve(t, manager.Authorize(func(manager.Peer) manager.Access { return manager.ReadAccess }))
-	conn := knockUnix(t, addr)
-	fmt.Fprintln(conn, `{"op":"memory","name":"a","cap":100,"size":200}`)
-	if _, err := io.ReadFull(conn, make([]byte, len(hello))); err != nil {
+	large, err := object.Current.CreateMemory(1 << 20)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := line(t, conn); !strings.HasPrefix(got, `{"code":"permission"`) {
-		t.Error(got)
+	readOnly, err := object.Current.DuplicateMemory(large, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := unix.MemfdCreate("shm", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err == nil {
+		err = unix.Ftruncate(open, 1<<20)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds := map[string]int{"too small": int(small), "for reading only": int(readOnly), "not sealed": open}
+	defer unix.Close(int(large))
+	for what, fd := range fds {
+		defer unix.Close(fd)
+		before := ownDescriptors(t)
+		mustNotAttachBy(t, 3, func(conn net.Conn, i int) {
+			answer := []string{hello, "{}\n", "{}\n"}[i]
+			var rights []byte
+			if i == 1 {
+				rights = unix.UnixRights(fd)
+			}
+			conn.(*net.UnixConn).WriteMsgUnix([]byte(answer), rights, nil)
+		}, func(c *manager.Client) error {
+			err := second(c.Create("block", 64<<10))
+			if !errors.Is(err, shm.ErrCorrupt) {
+				t.Errorf("%s: %v", what, err)
+			}
+			return err
+		})
+		eventually(t, "all descriptors are closed", func() bool { return ownDescriptors(t) <= before })
 	}
 }
 

@@ -1,7 +1,6 @@
 package manager
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,26 +9,25 @@ import (
 	"github.com/shmkit/shm"
 )
 
-// A server and its client talk in lines of JSON over a stream. The server
-// begins, with a response that has its version, or the error why it will not
-// talk. Then each request of the client is answered by one response. The
-// descriptor of a block travels, by SCM_RIGHTS, with the first byte of the
-// response to its opOpen.
+// A server and a client exchange lines of JSON over a stream. The server sends the
+// first line: a response with its version, or the error for which it refuses the
+// client. After that it answers each request with one response.
 //
-// To create a block on Linux, a client asks for memory, by opMemory, builds the
-// block in it, and has it kept, by opCreate. The server creates the memory and
-// never touches it; it is charged to the client, which reserves it. Nothing but
-// bytes travels to the server: see conn.
+// To create a block, a client asks for memory (opMemory), builds the block in it, and
+// has it kept (opCreate). The server creates the memory and never accesses it; the
+// client reserves it, and so is charged for it. To open a block is opOpen.
 //
-// On darwin the client creates the memory, and the descriptor travels with the
-// first byte of its opCreate. On Windows, where the stream is a named pipe, the
-// client does so, too, and the lines have the name of the block's section instead.
+// The memory travels from the server to the client only: beside the response, as a
+// descriptor by SCM_RIGHTS of unix(7). On Windows, where the stream is a named pipe,
+// the response has the name of a section instead.
 const (
 	protocolVersion = 2
 
 	maxRequest  = 4 << 10  // bytes in a line, with its end
 	maxResponse = 64 << 10 // the same
 	pageSize    = 32       // blocks in a response to opList: what waits for a client that does not read
+
+	maxName = 255 // bytes in the name of a block
 )
 
 // Operations.
@@ -41,15 +39,19 @@ const (
 	opRelease = "release"
 )
 
+var errBadName = fmt.Errorf("%w: a name has 1 to %d of A-Z a-z 0-9 . _ - and does not begin with a dot", fs.ErrInvalid, maxName)
+
 type request struct {
 	Op       string `json:"op"`
-	Name     string `json:"name,omitempty"` // of the block; for opList, list what comes after it
+	Name     string `json:"name,omitempty"` // of the block; for opList, list the names after it
 	Cap      int64  `json:"cap,omitempty"`
-	Size     int64  `json:"size,omitempty"` // for opMemory, bytes with the header; 0 gives back what was not used
+	Size     int64  `json:"size,omitempty"` // for opMemory, bytes with the header; 0 releases unused memory
 	ReadOnly bool   `json:"read_only,omitempty"`
 	Lease    bool   `json:"lease,omitempty"`
-	Section  string `json:"section,omitempty"` // on Windows, for the descriptor
 }
+
+// wantsFile reports whether a file comes with the response, unless that is an error.
+func (r request) wantsFile() bool { return r.Op == opOpen || r.Op == opMemory && r.Size != 0 }
 
 type response struct {
 	Version int    `json:"version,omitempty"`
@@ -57,20 +59,18 @@ type response struct {
 	Error   string `json:"error,omitempty"` // for people
 	Blocks  []Info `json:"blocks,omitempty"`
 	More    bool   `json:"more,omitempty"`    // blocks come after these
-	Section string `json:"section,omitempty"` // on Windows, for the descriptor
-
-	lost error // why the descriptor that came with it is not there
+	Section string `json:"section,omitempty"` // on Windows, the name of the memory
 }
 
-// ErrQuota is a request that would exceed what the server grants, blocks, bytes,
-// or clients, or what it has itself, descriptors. It is [shm.ErrNoSpace] as well.
+// ErrQuota is returned for a request that exceeds what the server grants (blocks,
+// bytes, clients) or what it has itself, such as descriptors. It is [shm.ErrNoSpace]
+// as well.
 var ErrQuota = fmt.Errorf("quota of the manager: %w", shm.ErrNoSpace)
 
-// ErrGone is a server that is not there, or not there any more. What it gave
-// before stays usable.
+// ErrGone is returned if there is no server, or it has ended. Segments stay usable.
 var ErrGone = errors.New("manager is gone")
 
-// codes says how errors travel; the first that an error is counts.
+// codes are the errors of responses. The first that an error matches is used.
 var codes = []struct {
 	code string
 	err  error
@@ -83,20 +83,19 @@ var codes = []struct {
 	{"busy", shm.ErrBusy},
 	{"invalid", fs.ErrInvalid},
 	{"unsupported", errors.ErrUnsupported},
-	{"failed", nil},
 }
 
-// failure returns the response that err is.
+// failure returns err as a response.
 func failure(err error) response {
 	if path := (*fs.PathError)(nil); errors.As(err, &path) {
-		err = path.Err // the client has its own words for the rest
+		err = path.Err // the client adds its own operation and name
 	}
 	for _, c := range codes {
-		if c.err == nil || errors.Is(err, c.err) {
+		if errors.Is(err, c.err) {
 			return response{Code: c.code, Error: err.Error()}
 		}
 	}
-	panic("unreachable")
+	return response{Code: "failed", Error: err.Error()}
 }
 
 // err returns the error that the response is, or nil.
@@ -113,10 +112,10 @@ func (r response) err() error {
 	return e
 }
 
-// remoteError is an error that came from the server.
+// remoteError is an error of the server.
 type remoteError struct {
 	text string
-	err  error // what it is, if known
+	err  error // of codes, or nil
 }
 
 func (e *remoteError) Error() string { return e.text }
@@ -126,18 +125,7 @@ func (e *remoteError) Unwrap() error { return e.err }
 func marshal(v any) []byte {
 	line, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // requests and responses always can be
+		panic(err) // there is always JSON for a request or a response
 	}
 	return append(line, '\n')
 }
-
-// unmarshal reads the one value that the line must be.
-func unmarshal(line []byte, v any) error {
-	if err := json.Unmarshal(bytes.TrimSuffix(line, []byte("\n")), v); err != nil {
-		return fmt.Errorf("%w: %w", fs.ErrInvalid, err)
-	}
-	return nil
-}
-
-// maxName is what package shm allows on Linux; a server has names of its own.
-const maxName = 255

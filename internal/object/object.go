@@ -29,6 +29,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -88,24 +89,19 @@ type System interface {
 	// never has a name and whose size no process can change.
 	CreateAnonymous(size int64, sparse bool) (Object, error)
 
-	// CreateMemory returns a descriptor of size zero bytes of memory, open for
-	// writing, whose size no process can change, for another process to Adopt. None
-	// of it is reserved. The error is errors.ErrUnsupported unless Limits.SendsMemory.
+	// CreateMemory is CreateAnonymous for another process: it returns a descriptor
+	// of the object, open for writing, that FromFD takes there. Its memory is not
+	// reserved; see Object.Reserve.
 	CreateMemory(size int64) (fd uintptr, err error)
 
-	// MemorySize returns the size of the memory that fd is open on. fd can be
-	// anything, as in FromFD; the error is that it is not memory.
-	MemorySize(fd uintptr) (int64, error)
-
-	// DuplicateMemory returns another descriptor of the memory that fd is open on,
-	// for reading only if so asked and if Limits.Restricts.
+	// DuplicateMemory returns another descriptor of an object of CreateMemory, for
+	// reading only if so asked and if Limits.Restricts. It asks nothing about the
+	// object that a process which has it open could delay.
 	DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error)
 
-	// Adopt is CreateAnonymous in memory that another process has created and sent
-	// as fd: size zero bytes, open for writing, whose size no process can change. The
-	// error is ErrCorrupt for any other memory, or errors.ErrUnsupported where processes
-	// do not send memory.
-	Adopt(fd uintptr, size int64, sparse bool) (Object, error)
+	// IsMemory reports whether fd, which can be anything as in FromFD, is open on
+	// memory.
+	IsMemory(fd uintptr) bool
 
 	// Open returns the published object called name, whatever program made it. The
 	// error is fs.ErrNotExist or a RetryError before Publish, fs.ErrPermission if the process may not read it, or may not
@@ -144,7 +140,6 @@ type Limits struct {
 	HeaderLength int  // bytes that the header of a new block takes: the page size, or more
 	NamesStay    bool // a name lasts as long as its object: no stale block is ever left behind
 	Files        bool // ReadAt, WriteAt and ReceiveFrom reach all of an object
-	SendsMemory  bool // a process can create memory for another one: CreateMemory, Adopt
 	Restricts    bool // memory can be handed out for reading only
 }
 
@@ -209,6 +204,10 @@ type Object interface {
 	// this way, and an error if fd is no regular file.
 	ReceiveFrom(fd uintptr, off int64, n int) (int, error)
 
+	// Reserve allocates the first size bytes of an anonymous object, where the system
+	// can do that, at the expense of this process. It is called at most once.
+	Reserve(size int64) error
+
 	// Punch gives back the memory of n bytes, which read as zero from then on.
 	Punch(off, n int64) error
 
@@ -268,28 +267,41 @@ type Stat struct {
 	Owner   int         // user id, -1 where there is no such thing
 }
 
-// NoMemory is embedded by a System whose processes do not create memory for each
-// other.
-type NoMemory struct{}
+// A MemorySource returns a file of memory as System.CreateMemory makes it, for the
+// caller to close. Package manager passes one to package shm, for Anonymous to build
+// a block in it, by an option that has a method MemorySource.
+type MemorySource func(size int64) (*os.File, error)
 
-func (NoMemory) CreateMemory(int64) (uintptr, error)        { return 0, errors.ErrUnsupported }
-func (NoMemory) Adopt(uintptr, int64, bool) (Object, error) { return nil, errors.ErrUnsupported }
+// WithFD returns what f does of the descriptor of file, which stays open meanwhile.
+// If it is closed already, the error is [fs.ErrClosed].
+func WithFD[T any](file syscall.Conn, f func(fd uintptr) (T, error)) (result T, err error) {
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return result, err
+	}
+	if controlErr := conn.Control(func(fd uintptr) { result, err = f(fd) }); controlErr != nil {
+		return result, fs.ErrClosed
+	}
+	return result, err
+}
 
-// NoFiles is embedded by an Object that has no calls to move bytes and release
-// memory past its mapping.
+// NoFiles is embedded by an Object that has no calls to move bytes, and to reserve and
+// release memory, past its mapping.
 type NoFiles struct{}
 
 func (NoFiles) ReceiveFrom(uintptr, int64, int) (int, error) { return 0, errors.ErrUnsupported }
+func (NoFiles) Reserve(int64) error                          { return nil }
 func (NoFiles) Punch(off, n int64) error                     { return errors.ErrUnsupported }
 
 // Unsupported is the System where there is none.
-type Unsupported struct{ NoMemory }
+type Unsupported struct{}
 
 func (Unsupported) Limits() Limits                                 { return Limits{MaxName: 255, HeaderLength: os.Getpagesize()} }
 func (Unsupported) Create(string, int64, Options) (Object, error)  { return nil, errors.ErrUnsupported }
 func (Unsupported) CreateAnonymous(int64, bool) (Object, error)    { return nil, errors.ErrUnsupported }
-func (Unsupported) MemorySize(uintptr) (int64, error)              { return 0, errors.ErrUnsupported }
+func (Unsupported) CreateMemory(int64) (uintptr, error)            { return 0, errors.ErrUnsupported }
 func (Unsupported) DuplicateMemory(uintptr, bool) (uintptr, error) { return 0, errors.ErrUnsupported }
+func (Unsupported) IsMemory(uintptr) bool                          { return false }
 func (Unsupported) Open(string, bool) (Object, error)              { return nil, errors.ErrUnsupported }
 func (Unsupported) FromFD(uintptr) (Object, error)                 { return nil, errors.ErrUnsupported }
 func (Unsupported) UnlinkUnopened(string) error                    { return errors.ErrUnsupported }

@@ -58,7 +58,6 @@ const (
 
 // A System implements [object.System].
 type System struct {
-	object.NoMemory
 	kernel Kernel
 
 	// Grace is how long Create waits for another creator of the name, which takes
@@ -462,31 +461,44 @@ func (h *handle) unmapHead() {
 // CreateAnonymous makes an object that has no name and that no other process has
 // open. The memory is not reserved.
 func (s *System) CreateAnonymous(size int64, _ bool) (object.Object, error) {
-	if size > maxSize {
-		return nil, object.ErrNoSpace
-	}
-	fd, err := s.openNameless()
+	fd, err := s.CreateMemory(size)
 	if err != nil {
-		return nil, sysunix.SpaceError(err)
+		return nil, err
 	}
-	h := &handle{sys: s, fd: fd, writable: true}
-	if err = h.setSize(size); err == nil {
-		err = h.load()
-	}
-	if err != nil {
+	h := &handle{sys: s, fd: int(fd), writable: true}
+	if err := h.load(); err != nil {
 		h.Close()
 		return nil, err
 	}
 	return h, nil
 }
 
-func (s *System) MemorySize(fd uintptr) (int64, error) { return s.kernel.ObjectSize(fd) }
+func (s *System) CreateMemory(size int64) (uintptr, error) {
+	if size > maxSize {
+		return 0, object.ErrNoSpace
+	}
+	fd, err := s.openNameless()
+	if err != nil {
+		return 0, sysunix.SpaceError(err)
+	}
+	h := &handle{sys: s, fd: fd}
+	if err := h.setSize(size); err != nil {
+		h.Close()
+		return 0, err
+	}
+	return uintptr(fd), nil
+}
 
 // DuplicateMemory implements [object.System]: an object without a name cannot be
 // opened anew, for less.
 func (s *System) DuplicateMemory(fd uintptr, _ bool) (uintptr, error) {
 	own, err := sysunix.Duplicate(fd)
 	return uintptr(own), err
+}
+
+func (s *System) IsMemory(fd uintptr) bool {
+	_, err := s.kernel.ObjectSize(fd)
+	return err == nil
 }
 
 // openNameless makes an object that has lost its name again, and has no size. A

@@ -15,7 +15,6 @@ import (
 // in its shortest form. Its descriptors are numbers that are no
 // descriptors of the process.
 type Memory struct {
-	object.NoMemory
 	mu    sync.Mutex // guards all below, and the fields of every store
 	names map[string]*store
 	files map[uintptr]*handle // what a descriptor stands for, for FromFD
@@ -45,7 +44,7 @@ func NewMemory() *Memory {
 }
 
 func (m *Memory) Limits() object.Limits {
-	return object.Limits{MaxName: 255, HeaderLength: os.Getpagesize(), Files: true}
+	return object.Limits{MaxName: 255, HeaderLength: os.Getpagesize(), Files: true, Restricts: true}
 }
 
 func (m *Memory) create(name string, size int64, mode fs.FileMode) *handle {
@@ -63,10 +62,23 @@ func (m *Memory) CreateAnonymous(size int64, _ bool) (object.Object, error) {
 	return h, nil
 }
 
-func (m *Memory) MemorySize(uintptr) (int64, error) { return 0, errors.ErrUnsupported }
+func (m *Memory) CreateMemory(size int64) (uintptr, error) {
+	h, _ := m.CreateAnonymous(size, true)
+	return h.Descriptor(false)
+}
 
-func (m *Memory) DuplicateMemory(uintptr, bool) (uintptr, error) {
-	return 0, errors.ErrUnsupported
+func (m *Memory) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
+	h, err := m.FromFD(fd)
+	if err != nil {
+		return 0, err
+	}
+	return h.Descriptor(readOnly)
+}
+
+func (m *Memory) IsMemory(fd uintptr) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.files[fd] != nil
 }
 
 func (m *Memory) Open(name string, write bool) (object.Object, error) {

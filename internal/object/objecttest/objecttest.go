@@ -29,6 +29,7 @@ func Run(t *testing.T, sys object.System) {
 		"List":      testList,
 		"Handed":    testHanded,
 		"Anonymous": testAnonymous,
+		"Sent":      testSent,
 		"Errors":    testErrors,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, fixture{sys, t}) })
@@ -429,6 +430,57 @@ func testAnonymous(t *testing.T, f fixture) {
 	f.mapped(p, size, size)[size-1] = 1
 	if mem[size-1] != 1 {
 		t.Error("two memories")
+	}
+}
+
+// Memory that one process has created is an anonymous object to another.
+func testSent(t *testing.T, f fixture) {
+	fd, err := f.CreateMemory(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !f.IsMemory(fd) {
+		t.Error("not memory")
+	}
+	var seen []byte
+	for _, readOnly := range []bool{false, true} {
+		own, err := f.DuplicateMemory(fd, readOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := f.FromFD(own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.close(o)
+		st, err := o.Stat()
+		if err != nil || st.Size < size || !o.Sealed() || o.Name() != "" {
+			t.Errorf("%+v, %v, sealed %v, called %q", st, err, o.Sealed(), o.Name())
+		}
+		if want := !readOnly || !f.Limits().Restricts; o.Writable() != want {
+			t.Errorf("writable %v, want %v", o.Writable(), want)
+		}
+		if readOnly {
+			if mem := f.mapped(o, size, 0); !bytes.Equal(mem, seen) {
+				t.Error("two memories")
+			}
+			continue
+		}
+		f.check(o.Reserve(size))
+		seen = f.mapped(o, size, size)
+		if !bytes.Equal(seen, make([]byte, size)) {
+			t.Error("not all zero")
+		}
+		seen[size-1] = 1
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if f.IsMemory(r.Fd()) {
+		t.Error("a pipe is memory")
 	}
 }
 
