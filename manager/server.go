@@ -131,7 +131,7 @@ func Listen(addr string) (net.Listener, error) {
 // another, nor keep Serve from returning within ten seconds of the end of ctx. A
 // client that does not complete a request, or does not read its response, is
 // disconnected after ten seconds. The server never accesses the memory of blocks and
-// accepts no descriptors. Before Linux 6.16 this rule has exceptions, which
+// accepts no descriptors. Before Linux 6.16 and on darwin this rule has exceptions, which
 // docs/manager.md lists.
 func Serve(ctx context.Context, l net.Listener, opts ...ServeOption) error {
 	defer l.Close()

@@ -1,7 +1,7 @@
-// Package section makes and finds sections, as Windows calls shared memory, for
+// Package section creates and opens sections, as Windows calls shared memory, for
 // packages shm and manager.
 //
-// An anonymous block is on a section that has a name all the same, for package
-// manager to tell another process where it is. It is random, and it is no
-// name of a block: it begins with an exclamation mark.
+// The section of an anonymous block has a name too, so that package manager can pass it
+// to another process. The name is random, and begins with an exclamation mark, which no
+// name of a block does.
 package section

@@ -15,9 +15,9 @@ var (
 	ntQueryDirectoryObject = ntdll.NewProc("NtQueryDirectoryObject")
 )
 
-// Names returns the names of all sections in the namespace of this process, of
-// whatever kind. It asks the system's own directory of objects, for which there is
-// no other interface than that of ntdll.
+// Names returns the names of all sections in the namespace of this process, whatever
+// program has created them. It reads the system's directory of objects, to which ntdll is
+// the only interface.
 func Names() ([]string, error) {
 	dir, err := openDirectory()
 	if err != nil {
@@ -31,9 +31,9 @@ func Names() ([]string, error) {
 	return names, err
 }
 
-// openDirectory opens the directory of the names that this process gives to
-// objects. Where that is, an object says: the session has one, and so has every
-// AppContainer and every silo.
+// openDirectory opens the directory with the names of this process's objects. The session
+// has one, and so has every AppContainer and every silo; the path of an object tells which
+// it is.
 func openDirectory() (dir windows.Handle, err error) {
 	name, err := windows.UTF16PtrFromString(randomName())
 	if err != nil {
@@ -67,8 +67,8 @@ type entry struct{ name, kind windows.NTUnicodeString }
 
 func (e entry) isSection() bool { return e.kind.String() == "Section" }
 
-// entries asks for all entries by one call, because only during a call nobody
-// else changes the directory. The last entry is followed by one of zeros.
+// entries reads all entries in one call, because other processes change the directory
+// between calls. The last entry is followed by one of zeros.
 func entries(dir windows.Handle) (names []string, err error) {
 	err = answer(64<<10, func(buf []uint64) uintptr {
 		var context uint32
@@ -93,11 +93,11 @@ func entries(dir windows.Handle) (names []string, err error) {
 	return names, err
 }
 
-// entriesOneByOne is entries for Wine 8, which returns single entries only. An
-// entry is missed if an earlier one goes away between two calls. So this reads the
-// directory ten times, and then until it does not change or for ninety times more,
-// and returns what it has seen in any of them. At random it reads an entry twice, so
-// that it does not keep step with somebody who makes and removes an object in turn.
+// entriesOneByOne is entries for Wine 8, which returns single entries only. An entry is
+// missed if an earlier one is removed between two calls. So this reads the directory ten
+// times, and then until it does not change, or ninety times more, and returns all that it
+// has seen. At random it reads an entry twice, so that it does not keep step with a process
+// that creates and removes an object in turn.
 func entriesOneByOne(dir windows.Handle) (names []string, err error) {
 	seen := map[string]bool{}
 	var last, now []string

@@ -9,11 +9,11 @@ import (
 
 var security atomic.Pointer[windows.SecurityAttributes]
 
-// Security returns what an object of this package is to be created with: its owner
-// is this user, and this user, the administrators and the system may do everything
-// with it, and nobody else anything. By default, the system may let more processes
-// read it, such as all of the logon session, and the user not open it at all, where
-// an administrator's process made it.
+// Security returns the attributes to create objects with. The owner is this user. This
+// user, the administrators and the system have all access, and no other user has any. The
+// system's default can let more processes read an object, such as all of the logon
+// session, and keep the user from opening one that a process with administrator rights has
+// created.
 func Security() (*windows.SecurityAttributes, error) {
 	if sa := security.Load(); sa != nil {
 		return sa, nil
@@ -38,8 +38,8 @@ func Security() (*windows.SecurityAttributes, error) {
 	return sa, nil
 }
 
-// container returns the id of the AppContainer that the process is in, "" if it is
-// in none. Being the user does not give a process there access to anything.
+// container returns the id of the AppContainer that the process runs in, or "". A process
+// there has no access by its user alone.
 func container(token windows.Token) string {
 	const tokenAppContainerSid = 31
 	var info struct { // TOKEN_APPCONTAINER_INFORMATION, and room for the id

@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"regexp"
 	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
+
+	"github.com/shmkit/shm/internal/blockname"
 )
 
 var (
@@ -26,11 +27,9 @@ const (
 	write = windows.FILE_MAP_WRITE
 )
 
-var validName = regexp.MustCompile(`^![a-z2-7]{26}$`)
-
-// Create makes a section of size bytes of the page file called name, all zero,
-// with the access that [Security] gives. The error is [fs.ErrExist] if there is
-// one, or of the system.
+// Create creates the section called name: size bytes of the page file, all zero, with
+// the access that [Security] gives. The error is [fs.ErrExist] if there is one, or of
+// the system.
 func Create(name string, size int64) (windows.Handle, error) {
 	name16, err := windows.UTF16PtrFromString(name)
 	if err != nil {
@@ -51,16 +50,19 @@ func Create(name string, size int64) (windows.Handle, error) {
 	return h, nil
 }
 
-// CreateAnonymous is Create with a random name. The name is no secret: whoever may
-// list the namespace reads it there. Who may open the section is up to [Security].
+// CreateAnonymous is Create with a random name. The name is not secret, because a process
+// that may list the namespace finds it. [Security] says which processes may open the
+// section.
 func CreateAnonymous(size int64) (windows.Handle, error) {
 	return Create(randomName(), size)
 }
 
+const randomLength = 26 // of rand.Text
+
 func randomName() string { return "!" + strings.ToLower(rand.Text()) }
 
-// Open opens the section called name, to ask what it is, to read, and to write to
-// it if so asked. The error is of the system.
+// Open opens the section called name to query and read it, and to write to it if
+// toWrite. The error is of the system.
 func Open(name string, toWrite bool) (windows.Handle, error) {
 	name16, err := windows.UTF16PtrFromString(name)
 	if err != nil {
@@ -77,16 +79,16 @@ func Open(name string, toWrite bool) (windows.Handle, error) {
 	return windows.Handle(h), nil
 }
 
-// OpenAnonymous is Open for what CreateAnonymous has given the name. The error is
-// [fs.ErrInvalid] if it has given no such name.
+// OpenAnonymous is Open for a section of CreateAnonymous. The error is [fs.ErrInvalid] for
+// a name that CreateAnonymous does not give, such as one in another namespace.
 func OpenAnonymous(name string, toWrite bool) (windows.Handle, error) {
-	if !validName.MatchString(name) {
-		return 0, fmt.Errorf("%w: no name of a section", fs.ErrInvalid)
+	if random, ok := strings.CutPrefix(name, "!"); !ok || len(random) != randomLength || !blockname.Valid(random, randomLength) {
+		return 0, fmt.Errorf("%w: section %q: want an exclamation mark and %d characters", fs.ErrInvalid, name, randomLength)
 	}
 	return Open(name, toWrite)
 }
 
-// Duplicate returns another handle on h, without write access if so asked.
+// Duplicate returns another handle on the section h, for reading only if readOnly.
 func Duplicate(h windows.Handle, readOnly bool) (dup windows.Handle, err error) {
 	access, options := uint32(0), uint32(windows.DUPLICATE_SAME_ACCESS)
 	if readOnly {
@@ -97,10 +99,9 @@ func Duplicate(h windows.Handle, readOnly bool) (dup windows.Handle, err error) 
 	return dup, err
 }
 
-// Size returns how many bytes, by pages, the section has, which never changes.
-// The error is that h is something else than a section of the page file whose
-// memory is reserved. It does nothing to h, which can be anything, that could
-// wait.
+// Size returns the size of a section in bytes, a multiple of the page size, which never
+// changes. h can be anything. The error is that it is not a section of the page file
+// whose memory is reserved. Size does nothing with h that could wait.
 func Size(h windows.Handle) (int64, error) {
 	const commit = 0x08000000 // SEC_COMMIT
 	info, err := query(h)
@@ -139,13 +140,13 @@ func query(h windows.Handle) (info information, err error) {
 	return info, err
 }
 
-// Name returns the name of a section, "" if it has none.
+// Name returns the name of a section, or "" if it has none.
 func Name(h windows.Handle) (string, error) {
 	path, err := objectPath(h)
 	return path[strings.LastIndex(path, `\`)+1:], err
 }
 
-// objectPath returns where in the system's tree of objects h is, "" if nowhere.
+// objectPath returns the path of h in the system's tree of objects, or "" if it has none.
 func objectPath(h windows.Handle) (path string, err error) {
 	const objectName = 1 // OBJECT_NAME_INFORMATION
 	err = answer(1<<10, func(buf []uint64) uintptr {
@@ -159,9 +160,9 @@ func objectPath(h windows.Handle) (path string, err error) {
 	return path, err
 }
 
-// answer calls ask with buffers of size bytes and more, until what the system has
-// to say fits, and returns the error of the last status. The buffers have no
-// pointers for the collector, only for ask.
+// answer calls ask with larger and larger buffers, beginning with size bytes, until the
+// answer fits, and returns the error of the last status. To the garbage collector the
+// buffers hold no pointers.
 func answer(size int, ask func(buf []uint64) (status uintptr)) error {
 	for ; ; size *= 2 {
 		switch status := windows.NTStatus(ask(make([]uint64, size/8))); status {
