@@ -66,7 +66,7 @@ func run(out io.Writer, quick, asJSON bool, plots, only string) (err error) {
 		}
 	}()
 	defer b.clean()
-	b.dir = check2(os.MkdirTemp(shmDir, "shm-bench-"))
+	b.dir = check2(os.MkdirTemp(shmDir, fmt.Sprintf("shm-bench-%d-", os.Getpid())))
 	b.cleanup(func() { os.RemoveAll(b.dir) })
 	b.disk = check2(os.MkdirTemp("", "shm-bench-"))
 	b.cleanup(func() { os.RemoveAll(b.disk) })

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,7 @@ func TestMain(m *testing.M) {
 // TestQuick runs everything. How fast it is, is nothing for a test.
 func TestQuick(t *testing.T) {
 	dirs := func() []string {
-		list, err := filepath.Glob(shmDir + "/shm-bench-*")
+		list, err := filepath.Glob(fmt.Sprintf("%s/shm-bench-%d-*", shmDir, os.Getpid()))
 		if err != nil {
 			t.Fatal(err)
 		}
