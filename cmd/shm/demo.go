@@ -36,9 +36,8 @@ the block has survived the killed reader, and its name was gone after the last
 Close, although that reader never called it. The exit status is 0 only if all of
 this holds.
 
-Without FILE, demo generates pseudo-random bytes. FILE "-" is standard input. The
-length of a pipe is not known in advance: the block then has room for 1GiB, or
---size.`,
+Without FILE, demo generates pseudo-random bytes. FILE "-" is standard input. For a
+pipe, whose length is unknown, the block has room for 1GiB, or --size.`,
 		Example: `  shm demo
   shm demo /usr/lib/os-release
   zcat dump.gz | shm demo - --size 8GiB`,
@@ -97,10 +96,9 @@ func runDemo(ctx context.Context, src source, size int64, readers int, out *os.F
 	for i := range readers {
 		d.readers = append(d.readers, newReader(i+1))
 	}
+	d.view = &lines{out: out, total: src.size, last: time.Now()}
 	if canShow(out) {
 		d.view = newBars(out, src.size, d.readers)
-	} else {
-		d.view = &lines{out: out, total: src.size, last: time.Now()}
 	}
 	err = d.stream(ctx)
 	d.view.stop()
@@ -251,12 +249,10 @@ func (d *demo) stream(ctx context.Context) error {
 
 // tick shows the progress while the block is being filled.
 func (d *demo) tick(ctx context.Context) {
-	tick := time.Tick(10 * time.Millisecond)
-	for last := int64(0); ; {
-		select {
-		case <-ctx.Done():
+	var last int64
+	for range time.Tick(10 * time.Millisecond) {
+		if ctx.Err() != nil {
 			return
-		case <-tick:
 		}
 		if size := d.seg.Size(); size != last {
 			last = size

@@ -59,12 +59,7 @@ func exitCode(err error) int {
 
 // signalError returns the exit status that a shell reports for a process killed
 // by sig.
-func signalError(sig os.Signal) exitStatus {
-	if n, ok := sig.(syscall.Signal); ok {
-		return exitStatus(128 + n)
-	}
-	return 1
-}
+func signalError(sig os.Signal) exitStatus { return exitStatus(128 + sig.(syscall.Signal)) }
 
 // message returns the message to print for err, "" for a signal and for a pipe
 // whose reader has exited.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -239,12 +240,8 @@ func printJSON(w io.Writer, v any) error {
 
 // printNames prints one name a line.
 func printNames(w io.Writer, names []string) error {
-	for _, name := range names {
-		if _, err := fmt.Fprintln(w, name); err != nil {
-			return fileError{err}
-		}
-	}
-	return nil
+	_, err := io.WriteString(w, strings.Join(append(names, ""), "\n"))
+	return aboutFile(err)
 }
 
 // newTable returns a table without lines, as docker ps and kubectl get print it,

@@ -125,7 +125,7 @@ The exit status is
 }
 
 // operands checks the arguments by the command's Use: NAME is one argument,
-// [NAME] is optional, NAME... is one or more, and "-- CMD..." is a command.
+// [NAME] is optional, and "-- CMD..." is a command.
 func operands(cmd *cobra.Command, args []string) error {
 	use, _, command := strings.Cut(cmd.Use, "-- CMD...")
 	use, optional := strings.CutSuffix(use, "[")
@@ -137,14 +137,11 @@ func operands(cmd *cobra.Command, args []string) error {
 		args = args[:dash]
 	}
 	for _, name := range strings.Fields(use)[1:] {
-		many := strings.HasSuffix(name, "...")
 		switch {
-		case len(args) > 0 && many:
-			return nil
 		case len(args) > 0:
 			args = args[1:]
 		case !strings.HasPrefix(name, "["):
-			return fmt.Errorf("no %s given", strings.TrimSuffix(name, "..."))
+			return fmt.Errorf("no %s given", name)
 		}
 	}
 	switch {

@@ -19,8 +19,7 @@ import (
 
 type putFlags struct {
 	blockFlags
-	force bool
-	hold  bool
+	force, hold bool
 }
 
 func putCommand() *cobra.Command {
@@ -37,17 +36,14 @@ block is removed when no other process is attached to it any more.
 
 If the input is a file, the block has room for exactly its bytes. The length of a
 pipe is not known in advance: the block then has room for 1GiB, or --size, and
-uses only as much memory as is written. Input that does not fit is an error.
-
-It is an error if the block exists. With --force, put replaces its content, which
-all attached processes see, and the flags for a new block have no effect.
+uses only as much memory as is written. Input that does not fit is an error, and
+so is a block that exists. With --force, put replaces its content, which all
+attached processes see, and the flags for a new block have no effect.
 
 If put takes longer than a second, it shows its progress on a terminal, unless
-the input is typed there.
-
-Other processes can attach and read while put is writing. If put fails or is
-interrupted, it removes a block that it has created; a block that existed keeps
-what was written to it.`,
+the input is typed there. Other processes can attach and read while put is
+writing. If put fails or is interrupted, it removes a block that it has created; a
+block that existed keeps what was written to it.`,
 		Example: `  shm put frames <video.raw
   tar c . | shm put backup --size 4GiB
   shm put config --hold <config.json &`,
@@ -190,16 +186,12 @@ func checkText(seg *shm.Segment) error {
 	if err != nil && err != io.EOF {
 		return err
 	}
-	for text = text[:n]; len(text) > 0; {
-		r, size := utf8.DecodeRune(text)
-		bad := r == utf8.RuneError && size == 1
-		if bad && err == nil && !utf8.FullRune(text) {
-			break // cut off after 64 KiB
-		}
-		if bad || r == 0 {
-			return fmt.Errorf("get %s: binary data is not for a terminal; use a file or a pipe, or --force", seg.Name())
-		}
-		text = text[size:]
+	text = text[:n]
+	for i := 1; i < utf8.UTFMax && err == nil && !utf8.Valid(text); i++ {
+		text = text[:n-i] // of the block, it may end within a character
+	}
+	if bytes.IndexByte(text, 0) >= 0 || !utf8.Valid(text) {
+		return fmt.Errorf("get %s: binary data is not for a terminal; use a file or a pipe, or --force", seg.Name())
 	}
 	return nil
 }
@@ -243,14 +235,11 @@ func newSource(f *os.File) (source, error) {
 	}
 }
 
-// unknownRoom is the capacity of a block for a source of unknown size.
-const unknownRoom = 1 << 30
-
 // room returns the capacity of a block for the source, unless wanted is set, and
 // options: the memory is not reserved if the size of the source is unknown.
 func (s source) room(wanted int64) (capacity int64, opts []shm.Option) {
 	if s.size < 0 {
-		return cmp.Or(wanted, unknownRoom), []shm.Option{shm.Sparse()}
+		return cmp.Or(wanted, 1<<30), []shm.Option{shm.Sparse()}
 	}
 	return cmp.Or(wanted, s.size, 1), nil // the least capacity of a block is 1
 }
