@@ -25,10 +25,7 @@ import (
 // Headerless with Persistent and Sparse with Prefault are fs.ErrInvalid.
 func Create(name string, size int64, opts ...Option) (*Segment, error) {
 	a, err := create(newAttempt(), name, size, opts)
-	if err != nil {
-		return nil, nameError("create", name, err)
-	}
-	return &Segment{watch(a, 1)}, nil
+	return newSegment(a, nameError("create", name, err))
 }
 
 // Open attaches to the block called name.
@@ -44,10 +41,7 @@ func Create(name string, size int64, opts ...Option) (*Segment, error) {
 // Options: [ReadOnly], [Headerless], [Prefault].
 func Open(name string, opts ...Option) (*Segment, error) {
 	a, err := open(newAttempt(), name, opts)
-	if err != nil {
-		return nil, nameError("open", name, err)
-	}
-	return &Segment{watch(a, 1)}, nil
+	return newSegment(a, nameError("open", name, err))
 }
 
 // OpenOrCreate attaches to the block called name, or creates it if there is none,
@@ -66,10 +60,8 @@ func Open(name string, opts ...Option) (*Segment, error) {
 // Options: those of Create. [ReadOnly] does not apply.
 func OpenOrCreate(name string, size int64, opts ...Option) (seg *Segment, created bool, err error) {
 	a, created, err := openOrCreate(name, size, opts)
-	if err != nil {
-		return nil, false, nameError("open", name, err)
-	}
-	return &Segment{watch(a, 1)}, created, nil
+	seg, err = newSegment(a, nameError("open", name, err))
+	return seg, created, err
 }
 
 func openOrCreate(name string, size int64, opts []Option) (a *attachment, created bool, err error) {

@@ -36,10 +36,7 @@ func Anonymous(size int64, opts ...Option) (*Segment, error) {
 	if err == nil {
 		a, err = anonymous(size, c)
 	}
-	if err != nil {
-		return nil, pathError("create", c.label, err)
-	}
-	return &Segment{watch(a, 1)}, nil
+	return newSegment(a, pathError("create", c.label, err))
 }
 
 func anonymous(size int64, c config) (*attachment, error) {
@@ -103,10 +100,7 @@ func FromFile(f *os.File, opts ...Option) (*Segment, error) {
 		return nil, pathError("open", "", fmt.Errorf("%w: nil file", fs.ErrInvalid))
 	}
 	a, err := fromFile(f, opts)
-	if err != nil {
-		return nil, pathError("open", f.Name(), err)
-	}
-	return &Segment{watch(a, 1)}, nil
+	return newSegment(a, pathError("open", f.Name(), err))
 }
 
 func fromFile(f *os.File, opts []Option) (a *attachment, err error) {

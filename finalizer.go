@@ -62,15 +62,17 @@ func warnOfLeak(o Origin) {
 	slog.Warn("shm: Segment dropped without Close", "name", o.Name, "cap", o.Cap, "created", o.Stack())
 }
 
-// watch returns a handle for a whose cleanup closes and reports it if the program
-// drops the handle. The cleanup is attached to the handle and not to the exported
-// Segment, so that a copy of a Segment keeps the attachment as well.
-//
-// skip is the number of functions between watch and the program, for the stack.
-func watch(a *attachment, skip int) *handle {
-	h := &handle{attachment: a, id: leaks.Track(a.name, int64(len(a.data)), skip+1)}
+// newSegment returns the Segment of a, or the error. Its cleanup closes and reports
+// it if the program drops it: that of the handle and not of the exported Segment, so
+// that a copy of a Segment keeps the attachment as well. The caller is the function
+// that the program calls, which the stack of creation leaves out.
+func newSegment(a *attachment, err error) (*Segment, error) {
+	if err != nil {
+		return nil, err
+	}
+	h := &handle{attachment: a, id: leaks.Track(a.name, int64(len(a.data)), 2)}
 	runtime.AddCleanup(h, drop, dropped{a, h.id})
-	return h
+	return &Segment{h}, nil
 }
 
 type dropped struct {

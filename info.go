@@ -1,7 +1,6 @@
 package shm
 
 import (
-	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -216,15 +215,12 @@ func (f fileInfo) Sys() any           { return f.info }
 // far. On darwin, where names cannot be listed, the error is [errors.ErrUnsupported].
 func List() ([]Info, error) {
 	var list []Info
-	var failed error
-	err := object.Current.List(func(name string) bool {
+	err := eachName(func(name string) error {
 		info, err := inspect(name)
 		if err == nil {
 			list = append(list, info)
-		} else if !isBlockError(err) {
-			failed = err
 		}
-		return true
+		return err
 	})
-	return list, pathError("list", "", cmp.Or(err, failed))
+	return list, pathError("list", "", err)
 }

@@ -261,12 +261,17 @@ func (m *mapping) tryRead(p []byte, off int64) (n int, size int64) {
 // fault they return an error, and for pages of a sparse block that were never written
 // they return zeros and allocate nothing.
 func (m *mapping) readAround(p []byte, off int64) (n int, err error) {
-	for at := m.start + off; n < len(p); {
-		got, err := m.file.ReadAt(raw.Unkept(p[n:]), at+int64(n))
-		if got <= 0 || err != nil {
+	return m.around(p, m.start+off, m.file.ReadAt)
+}
+
+// around calls move, which is ReadAt or WriteAt, until it has moved all of p.
+func (m *mapping) around(p []byte, at int64, move func(p []byte, off int64) (int, error)) (n int, err error) {
+	for n < len(p) {
+		moved, err := move(raw.Unkept(p[n:]), at+int64(n))
+		if moved <= 0 || err != nil {
 			return n, m.faultReason(at + int64(n))
 		}
-		n += got
+		n += moved
 	}
 	return n, nil
 }
@@ -280,17 +285,10 @@ func (m *mapping) writeAround(p []byte, off int64) (n int, err error) {
 		return 0, fmt.Errorf("%w: %w", ErrFault, err)
 	}
 	fits := int(min(max(st.Size-at, 0), int64(len(p))))
-	for n < fits {
-		put, err := m.file.WriteAt(raw.Unkept(p[n:fits]), at+int64(n))
-		if put <= 0 || err != nil {
-			return n, m.faultReason(at + int64(n))
-		}
-		n += put
+	if n, err = m.around(p[:fits], at, m.file.WriteAt); err == nil && n < len(p) {
+		err = m.faultReason(at + int64(n))
 	}
-	if n < len(p) {
-		return n, m.faultReason(at + int64(n))
-	}
-	return n, nil
+	return n, err
 }
 
 // fresh reports whether a long write up to end goes by the file and not by the

@@ -160,14 +160,10 @@ func (c config) objectOptions() object.Options {
 
 // flags returns the flags in the header of a new block.
 func (c config) flags() (flags uint32) {
-	if c.has(optPersistent) {
-		flags |= flagPersistent
-	}
-	if c.has(optSparse) {
-		flags |= flagSparse
-	}
-	if c.has(optAnonymous) {
-		flags |= flagAnonymous
+	for o, f := range map[optionSet]uint32{optPersistent: flagPersistent, optSparse: flagSparse, optAnonymous: flagAnonymous} {
+		if c.has(o) {
+			flags |= f
+		}
 	}
 	return flags
 }

@@ -520,13 +520,7 @@ func (tmpfs) DuplicateMemory(fd uintptr, readOnly bool) (uintptr, error) {
 		own, err := sysunix.Duplicate(fd)
 		return uintptr(own), err
 	}
-	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return 0, fmt.Errorf("%w: no /proc", errors.ErrUnsupported)
-	case errors.Is(err, unix.EAGAIN): // another process has a lease on it: F_SETLEASE of fcntl(2)
-		return 0, fmt.Errorf("%w: %w", object.ErrBusy, err)
-	}
+	own, err := (&tmpfsObject{fd: int(fd)}).reopen(true)
 	return uintptr(own), err
 }
 

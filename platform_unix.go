@@ -20,39 +20,35 @@ func pollable(fd uintptr) bool {
 	return err == nil && flags&unix.O_NONBLOCK != 0 || sysunix.IsRegular(fd)
 }
 
-// readFD reads from a descriptor of somebody else's into p, which may lie in a
-// mapping: read(2) then returns EFAULT where memory would fault. At the end it
-// returns io.EOF.
+// readFD reads from a descriptor of another package into p, which may lie in a
+// mapping. At the end it returns io.EOF.
 func readFD(fd uintptr, p []byte) (int, error) {
-	n, err := sysunix.Retry(func() (int, error) { return unix.Read(int(fd), p) })
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		return 0, object.ErrFault
-	case err != nil:
-		return 0, ioErr("read", err)
-	case n == 0:
-		return 0, io.EOF
+	n, err := callFD("read", unix.Read, fd, p)
+	if n == 0 && err == nil {
+		err = io.EOF
 	}
-	return n, nil
+	return n, err
 }
 
 // writeFD writes p, which may lie in a mapping, to a descriptor, or part of it.
 func writeFD(fd uintptr, p []byte) (int, error) {
-	n, err := sysunix.Retry(func() (int, error) { return unix.Write(int(fd), p) })
+	n, err := callFD("write", unix.Write, fd, p)
+	if n == 0 && err == nil { // a driver that takes nothing: the caller would try without end
+		err = io.ErrShortWrite
+	}
+	return n, err
+}
+
+// callFD is read(2) or write(2). They return EFAULT where memory would fault.
+func callFD(name string, call func(fd int, p []byte) (int, error), fd uintptr, p []byte) (int, error) {
+	n, err := sysunix.Retry(func() (int, error) { return call(int(fd), p) })
 	switch {
 	case errors.Is(err, unix.EFAULT):
 		return 0, object.ErrFault
+	case errors.Is(err, unix.EAGAIN):
+		return 0, errWouldBlock
 	case err != nil:
-		return 0, ioErr("write", err)
-	case n == 0: // a driver that takes nothing would have us try for ever
-		return 0, io.ErrShortWrite
+		return 0, os.NewSyscallError(name, err)
 	}
 	return n, nil
-}
-
-func ioErr(call string, err error) error {
-	if errors.Is(err, unix.EAGAIN) {
-		return errWouldBlock
-	}
-	return os.NewSyscallError(call, err)
 }

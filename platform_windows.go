@@ -75,8 +75,6 @@ func (sections) Limits() object.Limits {
 	}
 }
 
-var ntQueryObject = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtQueryObject")
-
 // sectionObject implements [object.Object]. It is a section with a view of all of
 // it, which lasts as long as the handle unless Map has passed it on.
 type sectionObject struct {
@@ -344,11 +342,11 @@ func (sections) FromFD(fd uintptr) (object.Object, error) {
 	if _, err := section.Size(h); err != nil {
 		return nil, fmt.Errorf("%w: %w", object.ErrNotSegment, err)
 	}
-	info, err := objectInformation(h)
+	access, _, err := section.Basic(h)
 	if err != nil {
 		return nil, err
 	}
-	if info.access&windows.FILE_MAP_READ == 0 {
+	if access&windows.FILE_MAP_READ == 0 {
 		return nil, fmt.Errorf("%w: handle is not for reading", fs.ErrPermission)
 	}
 	name, err := section.Name(h)
@@ -359,7 +357,7 @@ func (sections) FromFD(fd uintptr) (object.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := newSection(own, info.access&windows.FILE_MAP_WRITE != 0)
+	o, err := newSection(own, access&windows.FILE_MAP_WRITE != 0)
 	if err != nil {
 		return nil, err
 	}
@@ -509,7 +507,7 @@ func (o *sectionObject) Alone() (bool, error) {
 	if err := o.Join(); err != nil {
 		return false, err
 	}
-	n, err := handleCount(o.life)
+	_, n, err := section.Basic(o.life)
 	alone := err == nil && n == 1
 	if !alone && !had {
 		closeHandle(&o.life)
@@ -517,31 +515,11 @@ func (o *sectionObject) Alone() (bool, error) {
 	return alone, err
 }
 
-// handleCount returns how many handles there are on an object, in all processes.
-func handleCount(h windows.Handle) (int, error) {
-	info, err := objectInformation(h)
-	return int(info.handles), err
-}
-
-// basicInformation is PUBLIC_OBJECT_BASIC_INFORMATION.
-type basicInformation struct {
-	attributes, access, handles, pointers uint32
-	reserved                              [10]uint32
-}
-
-func objectInformation(h windows.Handle) (info basicInformation, err error) {
-	status, _, _ := ntQueryObject.Call(uintptr(h), 0, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
-	if status != 0 {
-		err = windows.NTStatus(status)
-	}
-	return info, err
-}
-
 // Others implements [object.Locks]. It takes the mutex, because to open the event
 // is to join for those who count.
 func (o *sectionObject) Others() (object.Presence, error) {
 	if o.life != 0 {
-		if n, err := handleCount(o.life); err != nil || n > 1 {
+		if _, n, err := section.Basic(o.life); err != nil || n > 1 {
 			return object.Somebody, err
 		}
 		return object.Nobody, nil

@@ -254,13 +254,7 @@ func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
 	if before, err := a.size(); err == nil {
 		size = uint64(before)
 	}
-	for n < len(p) {
-		put, err := a.file.WriteAt(raw.Unkept(p[n:]), a.start+off+int64(n))
-		if put <= 0 || err != nil {
-			break
-		}
-		n += put
-	}
+	n, _ = a.around(p, a.start+off, a.file.WriteAt)
 	a.warm(off + int64(n))
 	return n, size
 }

@@ -331,9 +331,6 @@ func unlink(name string, only object.Object) error {
 			return err
 		}
 		_, _, err = readHeader(o, info.Size)
-		if isTransient(err) {
-			return err
-		}
 		if err == nil || errors.Is(err, errTruncated) {
 			o.Lockable() // where it is not, TryLock does what it can
 		}
@@ -368,19 +365,36 @@ func reapUntil(end time.Time) (names []string, err error) {
 	if object.Current.Limits().NamesStay { // no stale block is ever left behind
 		return nil, nil
 	}
-	var failed error
-	err = object.Current.List(func(name string) bool {
-		if _, err := checkName(name); err == nil {
-			reaped, err := reap(name)
-			if reaped {
-				names = append(names, name)
-			} else if err != nil && !isBlockError(err) {
-				failed = err
-			}
+	err = eachName(func(name string) error {
+		if !end.IsZero() && time.Now().After(end) {
+			return errEnough
 		}
-		return end.IsZero() || time.Now().Before(end)
+		if _, err := checkName(name); err != nil {
+			return err
+		}
+		reaped, err := reap(name)
+		if reaped {
+			names = append(names, name)
+		}
+		return err
 	})
-	return names, cmp.Or(err, failed)
+	return names, err
+}
+
+// errEnough ends eachName.
+var errEnough = errors.New("enough")
+
+// eachName calls f with the names of all objects. It returns an error of f that is
+// not about one block alone, or that of listing.
+func eachName(f func(name string) error) (failed error) {
+	err := object.Current.List(func(name string) bool {
+		err := f(name)
+		if err != nil && err != errEnough && !isBlockError(err) {
+			failed = err
+		}
+		return err != errEnough
+	})
+	return cmp.Or(err, failed)
 }
 
 // reapOnce removes stale blocks, once in a process.

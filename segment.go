@@ -120,9 +120,9 @@ func (s *Segment) String() string {
 	size, state := s.state()
 	about := fmt.Sprintf("%d of %d bytes", size, s.Cap())
 	switch state {
-	case stateClosed:
+	case "closed":
 		about = fmt.Sprintf("%d bytes, %s", s.Cap(), state)
-	case stateReadOnly:
+	case "read-only":
 		about += ", " + state
 	}
 	return fmt.Sprintf("Segment %q (%s)", s.Name(), about)
@@ -139,19 +139,13 @@ func (s *Segment) LogValue() slog.Value {
 		slog.Int64("cap", s.Cap()), slog.String("state", state))
 }
 
-// The states of a Segment that String and LogValue return.
-const (
-	stateOpen     = "open"
-	stateReadOnly = "read-only"
-	stateClosed   = "closed"
-)
-
+// state returns the Size, and "open", "read-only" or "closed".
 func (s *Segment) state() (size int64, state string) {
-	state = stateClosed
+	state = "closed"
 	s.use("string", func(h *handle) (err error) {
 		size, err = h.size()
-		if state = stateOpen; h.readOnly {
-			state = stateReadOnly
+		if state = "open"; h.readOnly {
+			state = "read-only"
 		}
 		return err
 	})

@@ -125,28 +125,22 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	for empty := 0; ; {
+	empty := 0 // reads in a row that returned nothing
+	return untilEOF(func() (int, error) {
 		got, err := r.Read(*buf)
 		if got < 0 || got > len(*buf) {
-			return n, errInvalidRead
+			return 0, errInvalidRead
 		}
-		if got > 0 {
-			empty = 0
-			put, werr := s.Write((*buf)[:got])
-			n += int64(put)
-			if werr != nil {
-				return n, werr
+		if got == 0 {
+			if empty++; empty > 100 && err == nil {
+				err = io.ErrNoProgress
 			}
-		} else if empty++; empty > 100 && err == nil {
-			err = io.ErrNoProgress
+			return 0, err
 		}
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
-		}
-	}
+		empty = 0
+		put, writeErr := s.Write((*buf)[:got])
+		return put, cmp.Or(writeErr, err)
+	})
 }
 
 // rawConn returns the descriptor of v if v is a file or a stream of package os or
@@ -179,29 +173,30 @@ func rawConn(v any) syscall.RawConn {
 const mostAtOnce = 1 << 20
 
 // readFromConn reads from the descriptor into the mapping, at most limit bytes
-// unless limit is negative. RawConn.Read waits for bytes between calls of the
-// function, so nothing of the Segment is held while it waits.
+// unless limit is negative.
 func (s *Segment) readFromConn(c syscall.RawConn, limit int64) (n int64, err error) {
-	left, limited := limit, limit >= 0
-	var got int
-	var failure error
-	read := func(fd uintptr) bool {
-		most := int64(mostAtOnce)
-		if limited {
-			most = min(most, left)
-		}
-		got, failure = s.atOffset("write", func(h *handle) (int, error) { return h.fill(fd, most) })
-		return failure != errWouldBlock
-	}
 	return untilEOF(func() (int, error) {
-		if limited && left == 0 {
+		most := int64(mostAtOnce)
+		if limit >= 0 {
+			most = min(most, limit-n)
+		}
+		if most == 0 {
 			return 0, io.EOF
 		}
-		got, failure = 0, nil // read may not be called
-		err := c.Read(read)
-		left -= int64(got)
-		return got, cmp.Or(err, failure)
+		got, err := s.poll(c.Read, "write", func(h *handle, fd uintptr) (int, error) { return h.fill(fd, most) })
+		n += int64(got)
+		return got, err
 	})
+}
+
+// poll calls move, which moves bytes at the offset, when wait has found a descriptor
+// ready. Nothing of the Segment is held while it waits.
+func (s *Segment) poll(wait func(func(fd uintptr) bool) error, op string, move func(h *handle, fd uintptr) (int, error)) (n int, err error) {
+	waitErr := wait(func(fd uintptr) bool {
+		n, err = s.atOffset(op, func(h *handle) (int, error) { return move(h, fd) })
+		return err != errWouldBlock
+	})
+	return n, cmp.Or(waitErr, err)
 }
 
 // untilEOF calls step, which moves bytes, until it returns an error. It returns the
@@ -282,19 +277,9 @@ func (h *handle) receive(fd uintptr, room []byte) (n int, err error) {
 	return h.writeAt((*buf)[:got], h.off)
 }
 
-// writeToConn writes from the mapping to the descriptor, as readFromConn reads.
+// writeToConn writes from the mapping to the descriptor.
 func (s *Segment) writeToConn(c syscall.RawConn) (n int64, err error) {
-	var put int
-	var failure error
-	write := func(fd uintptr) bool {
-		put, failure = s.atOffset("read", func(h *handle) (int, error) { return h.drain(fd) })
-		return failure != errWouldBlock
-	}
-	return untilEOF(func() (int, error) {
-		put, failure = 0, nil // write may not be called
-		err := c.Write(write)
-		return put, cmp.Or(err, failure)
-	})
+	return untilEOF(func() (int, error) { return s.poll(c.Write, "read", (*handle).drain) })
 }
 
 // drain writes bytes at the offset to fd. It returns io.EOF if there are none.

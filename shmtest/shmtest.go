@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +57,7 @@ type config struct {
 // IgnoreCurrent ignores the Segments and blocks that exist when IgnoreCurrent is
 // called.
 func IgnoreCurrent() Option {
-	last := lastID()
+	last := leaks.Last()
 	blocks := ownBlocks()
 	return optionFunc(func(c *config) {
 		c.after = max(c.after, last)
@@ -181,25 +182,7 @@ func (c *config) look() (found []string) {
 }
 
 func (c *config) ignores(name string) bool {
-	if c.ignored[name] {
-		return true
-	}
-	for _, p := range c.prefixes {
-		if strings.HasPrefix(name, p) {
-			return true
-		}
-	}
-	return false
-}
-
-// lastID returns the id of the Segment created last.
-func lastID() (id uint64) {
-	for _, list := range [][]leaks.Record{leaks.Open(), leaks.Dropped()} {
-		for _, r := range list {
-			id = max(id, r.ID)
-		}
-	}
-	return id
+	return c.ignored[name] || slices.ContainsFunc(c.prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
 // started excludes blocks of an earlier process with the same id.

@@ -61,6 +61,13 @@ func Track(name string, size int64, skip int) uint64 {
 	return id
 }
 
+// Last returns the id of the Segment that was created last, 0 if there is none.
+func Last() uint64 {
+	registry.Lock()
+	defer registry.Unlock()
+	return registry.last
+}
+
 // Forget records that a Segment was closed.
 func Forget(id uint64) {
 	registry.Lock()

@@ -140,7 +140,21 @@ func query(h windows.Handle) (info information, err error) {
 	return info, err
 }
 
-// Name returns the name of a section, or "" if it has none.
+// Basic returns what access a handle has, and how many handles there are on its
+// object, in all processes.
+func Basic(h windows.Handle) (access, handles uint32, err error) {
+	var info struct { // PUBLIC_OBJECT_BASIC_INFORMATION
+		attributes, access, handles, pointers uint32
+		reserved                              [10]uint32
+	}
+	status, _, _ := ntQueryObject.Call(uintptr(h), 0, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	if status != 0 {
+		err = windows.NTStatus(status)
+	}
+	return info.access, info.handles, err
+}
+
+// Name returns the name of a section, "" if it has none.
 func Name(h windows.Handle) (string, error) {
 	path, err := objectPath(h)
 	return path[strings.LastIndex(path, `\`)+1:], err
