@@ -163,9 +163,7 @@ func TestDropHoldsNothingUp(t *testing.T) {
 			for range n {
 				<-reached
 			}
-			for _, name := range names {
-				dropped = append(dropped, name)
-			}
+			dropped = append(dropped, names...)
 		})
 	}
 }

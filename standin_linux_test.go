@@ -2,11 +2,13 @@ package shm_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shmkit/shm"
 	"github.com/shmkit/shm/internal/proctest"
@@ -178,4 +180,45 @@ func TestAnonymousNameTaken(t *testing.T) {
 		t.Errorf("%v, %v, before %v", after, err, before)
 	}
 	c.Wait()
+}
+
+// TestScribble has a peer write garbage over header and lock page of a block in
+// use. Everything may fail then, but only with an error.
+func TestScribble(t *testing.T) {
+	kernel := onStandin(t)
+	shm.SetPatience(t, time.Millisecond)
+	const head = 16 << 10 // bytes: the page of the header and of the locks
+	for seed := range uint64(100) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		name := unique(t)
+		seg, err := shm.Create(name, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(kernel.Path("/"+name), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := []int{0, 64, 4 << 10}[seed%3] // the last: only the locks
+		for range 1 + random.IntN(head-from) {
+			at := from + random.IntN(head-from)
+			if _, err := f.WriteAt([]byte{byte(random.Uint32())}, int64(at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Close()
+		for _, opts := range [][]shm.Option{nil, {shm.ReadOnly()}, {shm.Headerless()}} {
+			if peer, err := shm.Open(name, opts...); err == nil {
+				peer.Close()
+			}
+		}
+		shm.Stat(name)
+		if peer, err := shm.Create(name, 10); err == nil {
+			peer.Close()
+		}
+		seg.Stat()
+		seg.Unlink()
+		seg.Close()
+		shm.Unlink(name)
+	}
 }
