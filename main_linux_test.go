@@ -77,6 +77,16 @@ func mount(t *testing.T, fstype, target, options string) {
 	t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
 }
 
+// nodev reports whether /dev/shm is mounted with nodev.
+func nodev(t testing.TB) bool {
+	t.Helper()
+	var sfs unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &sfs); err != nil {
+		t.Fatal(err)
+	}
+	return sfs.Flags&unix.ST_NODEV != 0
+}
+
 // free returns how many blocks and inodes /dev/shm has left.
 func free(t testing.TB) [2]uint64 {
 	t.Helper()
