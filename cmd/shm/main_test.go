@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -30,7 +31,18 @@ func TestMain(m *testing.M) {
 	// Under -race every process sleeps for a second before it exits by default, and
 	// the tests start hundreds.
 	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
-	testscript.Main(m, map[string]func(){"shm": main, "client": client, "signals": signals, "confined": confined}) // and puts them into PATH
+	testscript.Main(tests{m}, map[string]func(){"shm": main, "client": client, "signals": signals, "confined": confined}) // and puts them into PATH
+}
+
+type tests struct{ *testing.M }
+
+// Run runs the tests. A shell starts what runs in the background with SIGINT ignored,
+// and the commands that the tests start would inherit that.
+func (t tests) Run() int {
+	if signal.Ignored(os.Interrupt) {
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	}
+	return t.M.Run()
 }
 
 func TestScripts(t *testing.T) {
