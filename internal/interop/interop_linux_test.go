@@ -16,6 +16,7 @@ import (
 // TestUnittest runs the tests of the Python module.
 func TestUnittest(t *testing.T) {
 	pytest.Each(t, func(t *testing.T, py pytest.Interpreter) {
+		t.Parallel() // most of it is waiting
 		cmd := py.Command("-X", "dev", "-m", "unittest", "discover", "-s", "tests")
 		cmd.Dir = pytest.Dir()
 		out, err := cmd.CombinedOutput()
@@ -29,6 +30,7 @@ func TestUnittest(t *testing.T) {
 // instruction of what the Python module does.
 func TestInterrupts(t *testing.T) {
 	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
+		t.Parallel()
 		cmd := py.Command("-m", "unittest", "discover", "-s", "tests", "-p", "interrupts.py")
 		cmd.Dir = pytest.Dir()
 		out, err := cmd.CombinedOutput()
