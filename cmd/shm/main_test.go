@@ -36,11 +36,13 @@ func TestMain(m *testing.M) {
 
 type tests struct{ *testing.M }
 
-// Run runs the tests. A shell starts what runs in the background with SIGINT ignored,
-// and the commands that the tests start would inherit that.
+// Run runs the tests. In the background of a shell SIGINT is ignored, and under nohup
+// SIGHUP; the commands that the tests start would inherit that.
 func (t tests) Run() int {
-	if signal.Ignored(os.Interrupt) {
-		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGHUP} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
 	}
 	return t.M.Run()
 }
