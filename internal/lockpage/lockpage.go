@@ -79,7 +79,7 @@ func (p *Page) SetID(id [2]uint64) {
 // page. That is found out by changing it: the id of another page can be written
 // by anybody.
 func (p *Page) Same(q *Page) bool {
-	const tries = 100
+	const tries = 10_000 // a millisecond: eight who compare at once can disturb a hundred
 	seen := q.word(offProbe)
 	for range tries {
 		before, n := seen.Load(), rand.Uint64()|1
@@ -174,7 +174,7 @@ func (p *Page) Alone() bool {
 // Others reports whether somebody else has a slot. It needs no mutex and
 // changes nothing.
 func (p *Page) Others() bool {
-	const tries = 100
+	const tries = 10_000 // a millisecond: eight who compare at once can disturb a hundred
 	for range tries {
 		before := p.word(offArrivals).Load()
 		if p.others() {
