@@ -111,14 +111,14 @@ func createConfig(t *attempt, name string, size int64, c config) (*attachment, e
 		return nil, err
 	}
 	reapOnce()
-	if !unique && nameInUse(name) { // before any memory is allocated
+	if !unique && nameInUse(t, name) { // before any memory is allocated
 		return nil, fs.ErrExist
 	}
 	a, err := newBlock(t, name, size, c)
 	for unique && errors.Is(err, fs.ErrExist) {
 		a, err = newBlock(t, blockname.Unique(), size, c)
 	}
-	if errors.Is(err, ErrNoSpace) && !unique && nameInUse(name) {
+	if errors.Is(err, ErrNoSpace) && !unique && nameInUse(t, name) {
 		err = fs.ErrExist // another process has created the block and got the memory
 	}
 	if err == nil && a.kind == rawBlock && !object.Current.Limits().NamesStay {
@@ -154,7 +154,7 @@ func claimName(t *attempt, name string, f func() error) error {
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		reaped, reapErr := reap(name)
+		reaped, reapErr := reap(t, name)
 		if reaped || errors.Is(reapErr, fs.ErrNotExist) || isTransient(reapErr) {
 			return transient(err)
 		}
@@ -234,8 +234,8 @@ func adopt(source object.MemorySource, size int64, sparse bool) (object.Object, 
 
 // nameInUse reports whether a block has the name that is in use, is Persistent, or
 // belongs to another user. It removes a stale block.
-func nameInUse(name string) bool {
-	reaped, err := reap(name)
+func nameInUse(t *attempt, name string) bool {
+	reaped, err := reap(t, name)
 	return !reaped && (err == nil || errors.Is(err, fs.ErrPermission))
 }
 
@@ -252,13 +252,13 @@ func openConfig(t *attempt, name string, c config) (a *attachment, err error) {
 		return nil, err
 	}
 	err = t.retry(func() (err error) {
-		a, err = openOnce(name, c)
+		a, err = openOnce(t, name, c)
 		return err
 	})
 	return a, err
 }
 
-func openOnce(name string, c config) (*attachment, error) {
+func openOnce(t *attempt, name string, c config) (*attachment, error) {
 	readOnly := c.has(optReadOnly)
 	// To be counted takes permission to write, so even a ReadOnly Segment asks for it.
 	o, err := object.Current.Open(name, !c.has(optHeaderless) || !readOnly)
@@ -268,29 +268,32 @@ func openOnce(name string, c config) (*attachment, error) {
 	if err != nil {
 		return nil, retryIfBusy(err)
 	}
-	return attachTo(o, name, c)
+	return attachTo(t, o, name, c)
 }
 
 // attachTo attaches to the object, which it closes on error.
-func attachTo(o object.Object, name string, c config) (*attachment, error) {
+func attachTo(t *attempt, o object.Object, name string, c config) (*attachment, error) {
 	a := &attachment{name: name, readOnly: c.has(optReadOnly)}
 	a.obj = o
 	st, err := o.Stat()
 	if err == nil {
 		if c.has(optHeaderless) {
-			err = a.attachRaw(st, c)
+			err = a.attachRaw(t, st, c)
 		} else {
-			err = a.attachManaged(st, c)
+			err = a.attachManaged(t, st, c)
 		}
 	}
 	if err != nil {
+		if a.joined {
+			a.detach()
+		}
 		a.discard()
 		return nil, err
 	}
 	return a, nil
 }
 
-func (a *attachment) attachManaged(st object.Stat, c config) (err error) {
+func (a *attachment) attachManaged(t *attempt, st object.Stat, c config) (err error) {
 	if a.layout, _, err = readHeader(a.obj, st.Size); err != nil {
 		return err
 	}
@@ -313,21 +316,21 @@ func (a *attachment) attachManaged(st object.Stat, c config) (err error) {
 	if err := a.mapAll(length, writable, c); err != nil {
 		return err
 	}
-	return a.attach()
+	return a.attach(t)
 }
 
 // errNotSealed is returned for a header that does not fit its object: only anonymous
 // blocks are sealed, and all of them are.
 var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not anonymous", ErrCorrupt)
 
-func (a *attachment) attachRaw(st object.Stat, c config) error {
+func (a *attachment) attachRaw(t *attempt, st object.Stat, c config) error {
 	a.kind = rawBlock
 	l, _, err := readHeader(a.obj, st.Size)
 	if err == nil && !l.anonymous() { // a stale block is fs.ErrNotExist: Create replaces it
 		if err := a.obj.Lockable(); err != nil {
 			return err
 		}
-		if _, err := inUse(a.obj, l); err != nil {
+		if _, err := inUse(t, a.obj, l); err != nil {
 			return err
 		}
 	}
@@ -376,7 +379,7 @@ func checkSize(size int64) error {
 	switch {
 	case size <= 0:
 		return fmt.Errorf("%w: size %d: must be at least 1", fs.ErrInvalid, size)
-	case size > math.MaxInt-maxHeaderSize:
+	case size > min(maxCapacity, math.MaxInt-maxHeaderSize):
 		return errAddresses(size)
 	}
 	return nil

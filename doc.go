@@ -36,8 +36,9 @@
 //     the Size of the block and what this package has to know of it. [Headerless]
 //     blocks, those of other programs, have none.
 //   - The mutex of a block is a lock that a process holds for some microseconds
-//     while it attaches, detaches or unlinks. If a process is stopped while it
-//     holds the mutex, other processes wait for two seconds at most; see [ErrBusy].
+//     while it unlinks; on darwin and Windows also while it attaches or detaches. If
+//     a process is stopped while it holds the mutex, other processes wait for two
+//     seconds at most; see [ErrBusy].
 //
 // # Lifetime
 //

@@ -108,14 +108,15 @@ func fromFile(f *os.File, opts []Option) (a *attachment, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = retry(func() (err error) {
-		a, err = fromFileOnce(f, c)
+	t := newAttempt()
+	err = t.retry(func() (err error) {
+		a, err = fromFileOnce(t, f, c)
 		return err
 	})
 	return a, err
 }
 
-func fromFileOnce(f *os.File, c config) (*attachment, error) {
+func fromFileOnce(t *attempt, f *os.File, c config) (*attachment, error) {
 	o, err := object.WithFD(f, object.Current.FromFD)
 	if err != nil {
 		return nil, retryIfBusy(err)
@@ -128,5 +129,5 @@ func fromFileOnce(f *os.File, c config) (*attachment, error) {
 	if o.Sealed() {
 		name = f.Name()
 	}
-	return attachTo(o, name, c)
+	return attachTo(t, o, name, c)
 }

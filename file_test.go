@@ -162,7 +162,11 @@ func TestFileToChild(t *testing.T) {
 				} else {
 					a.must("closed", "close")
 				}
-				if want := map[bool]int{true: 2, false: 1}[killed]; seg.Refs() != want {
+				want := 1
+				if killed && kind == "anonymous" {
+					want = 2 // it has no locks: the count of the header is all that is known
+				}
+				if seg.Refs() != want {
 					t.Errorf("%d references, want %d", seg.Refs(), want)
 				}
 				if err := seg.Close(); err != nil {
@@ -264,8 +268,12 @@ func TestFromFileReadOnly(t *testing.T) {
 		if got := content(t, second)[10:14]; string(got) != "seen" {
 			t.Errorf("holds %q", got)
 		}
-		if seg.Refs() != 2 {
-			t.Errorf("%d references", seg.Refs())
+		want := 2
+		if seg.Name() != "" && shm.Files() {
+			want = 3 // second is counted as well, though it may not write
+		}
+		if seg.Refs() != want {
+			t.Errorf("%d references, want %d", seg.Refs(), want)
 		}
 		if err := errors.Join(second.Close(), reader.Close(), seg.Close()); err != nil {
 			t.Error(err)

@@ -19,7 +19,7 @@ import (
 //
 //	offset size  field
 //	     0    8  magic "shmkit\x1a\n"
-//	     8    4  version of this layout, 1
+//	     8    4  version of this layout, 2
 //	    12    4  size of the header in bytes, where the data begins
 //	    16    8  capacity: bytes of data
 //	    24    4  flags: 1 persistent, 2 sparse, 4 anonymous
@@ -30,11 +30,13 @@ import (
 //	    60    4  CRC-32C of bytes 0 to 59
 //	    64    4  state: 1 live, 2 stale
 //	   128    4  count of attachments
-//	   192    8  size: logical length of the data in bytes
+//	   192    8  size: logical length of the data in bytes, below 1<<48; the upper
+//	             16 bits are zero, for what is to be known of a stream
 //	   256    8  written: no byte of the data from here on was ever written to
-//	   320       zero, up to the header's size, but for what the platform file
-//	             keeps there: on Windows in the last 32 bytes of the page, on
-//	             darwin the name from 4064 on and the lock page from 4096 on
+//	   320       zero, up to the header's size: up to 768 for words to wait on, and
+//	             then but for what the platform file keeps there: on Windows in the
+//	             last 32 bytes of the page, on darwin the name from 4064 on and the
+//	             lock page from 4096 on
 //
 // Bytes 0 to 63 are written before the block is published and never again, and
 // their meaning is the same in every version. The words from 64 on are changed by
@@ -42,9 +44,10 @@ import (
 // operations:
 //
 //   - state goes from live to stale once, by the process that unlinks the block
-//     because no process is attached to it, just before it does.
-//   - count is raised and lowered under the mutex. It is for people to look at:
-//     a process that is killed does not lower it, so the locks decide who is last.
+//     because no process is attached to it, just after it has.
+//   - count is raised by an attachment that has joined, and lowered by one that
+//     leaves. A process that is killed does not lower it, so it decides nothing: the
+//     last Close starts from it, and a process that finds it wrong corrects it.
 //   - size is raised by a writer after the bytes are in place.
 //   - written is raised by a writer before it touches the bytes.
 //
@@ -69,7 +72,7 @@ const (
 	headerUsed    = 320
 
 	magic         = "shmkit\x1a\n"
-	layoutVersion = 1
+	layoutVersion = 2
 
 	flagPersistent = 1 << 0
 	flagSparse     = 1 << 1
@@ -77,6 +80,8 @@ const (
 
 	stateLive  = 1
 	stateStale = 2
+
+	maxCapacity = 1<<48 - 1
 
 	// Page sizes of the systems Go runs on lie between these.
 	minHeaderSize = 4 << 10

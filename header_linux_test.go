@@ -27,6 +27,8 @@ const (
 	atCreator, atCreated, atID, atZero, atSum    = 28, 32, 40, 56, 60
 	atState, atCount, atSize, atWritten          = 64, 128, 192, 256
 	headerEnd                                    = 320
+
+	version = 2 // of that layout
 )
 
 // image returns what the file of a new block with the given capacity holds.
@@ -81,7 +83,7 @@ func TestHeaderFields(t *testing.T) {
 			checksum(b)
 			var want error // of whoever does not look whether it is stale
 			switch {
-			case off == atVersion && v != 1:
+			case off == atVersion && v != version:
 				want = shm.ErrVersion
 			case off == atHeaderSize && (v == 4096 || v == 8192 || v == 65536) || off == atCapacity && 1 <= v && v <= capacity:
 			case off == atHeaderSize, off == atCapacity:

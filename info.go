@@ -19,11 +19,12 @@ import (
 // "kept" (Persistent and not attached), "stale" or "raw" (Headerless).
 type Info struct {
 	Name       string      `json:"name"`
-	Size       int64       `json:"size"`     // bytes it holds
-	Cap        int64       `json:"cap"`      // bytes it can hold
-	Refs       int         `json:"refs"`     // see [Segment.Refs]
-	Attached   bool        `json:"attached"` // the kernel's locks show an attachment; false for a Headerless block
-	Linked     bool        `json:"linked"`   // the name leads to this block
+	Size       int64       `json:"size"`              // bytes it holds
+	Cap        int64       `json:"cap"`               // bytes it can hold
+	Refs       int         `json:"refs"`              // see [Segment.Refs]
+	Holders    []Holder    `json:"holders,omitempty"` // who is attached, where the system knows: not on Windows, nor of an anonymous block
+	Attached   bool        `json:"attached"`          // the kernel's locks show an attachment; false for a Headerless block
+	Linked     bool        `json:"linked"`            // the name leads to this block
 	Headerless bool        `json:"headerless"`
 	Persistent bool        `json:"persistent"`
 	Sparse     bool        `json:"sparse"`
@@ -145,7 +146,10 @@ func (a *attachment) stat() (*Info, error) {
 	if a.kind != rawBlock {
 		info = newInfo(a.name, obj, a.layout)
 		info.Attached = true
-		if err := a.words(info.setWords); err != nil {
+		if info.Size, err = a.size(); err != nil {
+			return nil, err
+		}
+		if info.Refs, info.Holders, err = a.holders(); err != nil {
 			return nil, err
 		}
 	}
@@ -195,6 +199,9 @@ func inspect(name string) (Info, error) {
 	info.setWords(h)
 	others, err := o.Others()
 	info.Attached = others != object.Nobody
+	if err == nil {
+		info.Refs, info.Holders, err = holders(o)
+	}
 	return info, err
 }
 

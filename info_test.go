@@ -1,10 +1,12 @@
 package shm_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -40,7 +42,7 @@ func TestInfoJSON(t *testing.T) {
 			t.Errorf("%+v is %s, %v\nwant %s", test.info, data, err, test.want)
 		}
 		var back shm.Info
-		if err := json.Unmarshal(data, &back); err != nil || back != test.info {
+		if err := json.Unmarshal(data, &back); err != nil || !reflect.DeepEqual(back, test.info) {
 			t.Errorf("%s is %+v, %v\nwant %+v", data, back, err, test.info)
 		}
 	}
@@ -48,15 +50,15 @@ func TestInfoJSON(t *testing.T) {
 	// As of other structs, what is not mentioned stays.
 	info := shm.Info{Name: "a", Mode: 0o600, ID: [16]byte{1}}
 	want := info
-	if err := json.Unmarshal([]byte("null"), &info); err != nil || info != want {
+	if err := json.Unmarshal([]byte("null"), &info); err != nil || !reflect.DeepEqual(info, want) {
 		t.Errorf("null makes it %+v, %v", info, err)
 	}
 	want.Size = 5
-	if err := json.Unmarshal([]byte(`{"size":5}`), &info); err != nil || info != want {
+	if err := json.Unmarshal([]byte(`{"size":5}`), &info); err != nil || !reflect.DeepEqual(info, want) {
 		t.Errorf("a size makes it %+v, %v", info, err)
 	}
 	for _, bad := range []string{`{"mode":"0999"}`, `{"mode":"01000"}`, `{"id":"ab"}`, `{"id":"x"}`} {
-		if err := json.Unmarshal([]byte(bad), &info); !errors.Is(err, fs.ErrInvalid) || info != want {
+		if err := json.Unmarshal([]byte(bad), &info); !errors.Is(err, fs.ErrInvalid) || !reflect.DeepEqual(info, want) {
 			t.Errorf("%s makes it %+v, %v", bad, info, err)
 		}
 	}
@@ -110,12 +112,108 @@ func TestStatAndList(t *testing.T) {
 		t.Errorf("Info %+v", own)
 	}
 	other, err := shm.Stat(seg.Name())
-	if err != nil || *other != own {
+	if err != nil || !reflect.DeepEqual(*other, own) {
 		t.Errorf("Stat %+v, %v", other, err)
 	}
 	needsList(t)
 	list, err := shm.List()
-	if err != nil || !slices.Contains(list, own) {
+	if err != nil || !slices.ContainsFunc(list, func(i shm.Info) bool { return reflect.DeepEqual(i, own) }) {
 		t.Errorf("List %+v, %v", list, err)
 	}
+}
+
+// TestRefsOfMany has a process attached a thousand times: for writing, ReadOnly, and
+// by a descriptor that permits no more. No two attachments look like one.
+func TestRefsOfMany(t *testing.T) {
+	const n, often = 1000, 10
+	seg := block(t, 100)
+	reader := attach(t, seg.Name(), shm.ReadOnly())
+	f := file(t, reader)
+	reader.Close()
+	for range rounds(often) {
+		all := []*shm.Segment{seg}
+		for i := 1; i < n; i++ {
+			switch {
+			case i%3 == 0:
+				all = append(all, attach(t, seg.Name(), shm.ReadOnly()))
+			case i%3 == 1 && shm.Files(): // elsewhere what may not write is not counted
+				all = append(all, take(t, f, shm.ReadOnly()))
+			default:
+				all = append(all, attach(t, seg.Name()))
+			}
+		}
+		if refs := seg.Refs(); refs != n {
+			t.Errorf("Refs %d, want %d", refs, n)
+		}
+		info, err := shm.Stat(seg.Name())
+		if err != nil || info.Refs != n || info.Holders != nil && len(info.Holders) != n {
+			t.Errorf("Stat: %d references, %d holders, %v", info.Refs, len(info.Holders), err)
+		}
+		for _, s := range all[1:] {
+			s.Close()
+		}
+		if refs := seg.Refs(); refs != 1 {
+			t.Errorf("Refs %d, want 1", refs)
+		}
+	}
+}
+
+// wantHolders checks who is attached, seen from inside and from outside.
+func wantHolders(t *testing.T, seg *shm.Segment, want ...shm.Holder) {
+	t.Helper()
+	inside, err := seg.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside, err := shm.Stat(seg.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if refs := seg.Refs(); refs != len(want) {
+		t.Errorf("Refs %d, want %d", refs, len(want))
+	}
+	byPID := func(a, b shm.Holder) int { return cmp.Compare(a.PID, b.PID) }
+	slices.SortFunc(want, byPID)
+	for _, info := range []*shm.Info{inside.Sys().(*shm.Info), outside} {
+		if info.Refs != len(want) {
+			t.Errorf("%d references, want %d", info.Refs, len(want))
+		}
+		slices.SortFunc(info.Holders, byPID)
+		if !shm.NamesStay() && !slices.Equal(info.Holders, want) { // the system does not say who
+			t.Errorf("attached: %+v\nwant %+v", info.Holders, want)
+		}
+	}
+}
+
+// TestHolders kills two of three processes that are attached. The third is counted,
+// and named.
+func TestHolders(t *testing.T) {
+	seg := block(t, 100)
+	self := shm.Holder{PID: os.Getpid(), Here: true}
+	var agents []agent
+	want := []shm.Holder{self}
+	for i := range 3 {
+		a := newAgent(t)
+		h := shm.Holder{PID: a.Process.Pid, Here: true}
+		if i == 1 {
+			a.attach("open %s readonly", seg.Name())
+			h.ReadOnly = shm.Files() // darwin's lock page does not say
+		} else {
+			a.attach("open %s", seg.Name())
+		}
+		agents, want = append(agents, a), append(want, h)
+	}
+	wantHolders(t, seg, slices.Clone(want)...)
+	agents[0].Kill()
+	agents[1].Kill()
+	wantHolders(t, seg, self, want[3])
+	agents[2].must("2", "refs")
+	seg.Close()
+	agents[2].must("1", "refs")
+	info, err := shm.Stat(seg.Name())
+	if err != nil || info.Refs != 1 || !shm.NamesStay() && !slices.Equal(info.Holders, want[3:]) {
+		t.Errorf("Stat: %+v, %v", info, err)
+	}
+	agents[2].must("closed", "close")
+	mustBeGone(t, seg.Name())
 }

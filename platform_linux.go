@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -46,6 +47,7 @@ type tmpfsObject struct {
 	writable bool
 	dev, ino uint64 // set by the first stat, before another goroutine can have the object
 	sealed   bool   // nobody can change its size; known of what is anonymous or came by a file
+	locked   bool   // it may have a lock
 }
 
 // Create implements [object.System]. The object has no name before Publish, so it
@@ -395,59 +397,162 @@ func (o *tmpfsObject) Punch(off, n int64) error {
 	return err
 }
 
-// The locks are on single bytes of the object, beyond all data: one that the mutex
-// locks for writing, and one that all that have joined lock for reading.
-// They are open file description locks, fcntl(2): they belong to the Object, not to
-// the process, and the kernel releases them together when the description goes,
-// however the process ends.
+// The locks are on bytes of the object beyond all data: one that TryLock locks, and
+// one for each attachment that has joined, which says whose it is. To be alone is to
+// lock all of them. They are open file description locks, fcntl(2): they belong to
+// the Object, not to the process, and the kernel releases them together when the
+// description goes, however the process ends. They end below 1<<63-1: a lock up to
+// there is reported with length 0.
 const (
-	mutexByte = 1 << 62
-	lifeByte  = mutexByte + 1
+	lockByte   = 1 << 62
+	writers    = 5 << 60 // own bytes of attachments that may write
+	readers    = 6 << 60 // and of the others
+	endOfLocks = 7 << 60
 )
 
-// lock sets a lock of one byte, without waiting. A change that fails keeps what
-// there was.
-func (o *tmpfsObject) lock(kind int16, at int64) error {
-	lock := unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: at, Len: 1}
+// setLock sets a lock on length bytes, without waiting. A change that fails keeps
+// what there was.
+func (o *tmpfsObject) setLock(kind int16, start, length int64) error {
+	lock := unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: start, Len: length}
 	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &lock)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		return object.ErrBusy
 	}
+	o.locked = true
 	return err
 }
 
-func (o *tmpfsObject) TryLock() error { return o.lock(unix.F_WRLCK, mutexByte) }
-func (o *tmpfsObject) Unlock()        { o.lock(unix.F_UNLCK, mutexByte) }
-func (o *tmpfsObject) Join() error    { return o.lock(unix.F_RDLCK, lifeByte) }
+// getLock returns a lock of another description on one of the bytes from start to
+// end, of type F_UNLCK if there is none.
+func (o *tmpfsObject) getLock(start, end int64) (unix.Flock_t, error) {
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: start, Len: end - start}
+	err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_GETLK, &lock)
+	return lock, err
+}
 
-func (o *tmpfsObject) Alone() (bool, error) {
-	err := o.lock(unix.F_WRLCK, lifeByte)
-	if errors.Is(err, object.ErrBusy) {
-		return false, nil
+func (o *tmpfsObject) TryLock() error  { return o.setLock(unix.F_WRLCK, lockByte, 1) }
+func (o *tmpfsObject) Unlock()         { o.setLock(unix.F_UNLCK, lockByte, 1) }
+func (o *tmpfsObject) TryAlone() error { return o.setLock(unix.F_WRLCK, lockByte, endOfLocks-lockByte) }
+func (o *tmpfsObject) Close()          { unix.Close(o.fd) }
+
+func (o *tmpfsObject) Leave() {
+	if o.locked {
+		o.setLock(unix.F_UNLCK, 0, 0)
+		o.locked = false
 	}
-	return err == nil, err
+}
+
+// Join implements [object.Locks]. A writable description takes a write lock, so
+// that no other attachment has its byte. One for reading only can take no more than
+// a read lock, and relies on the number that its process gives it.
+func (o *tmpfsObject) Join(writer bool) error {
+	first, kind := int64(readers), int16(unix.F_WRLCK)
+	if writer {
+		first = writers
+	}
+	if !o.writable {
+		kind = unix.F_RDLCK
+	}
+	for {
+		own := first | newTag()
+		err := o.setLock(kind, own, 1)
+		if err != object.ErrBusy {
+			return err
+		}
+		switch there, err := o.getLock(own, own+1); {
+		case err != nil:
+			return err
+		case there.Type != unix.F_UNLCK && there.Len != 1: // another Object is alone
+			return object.ErrBusy
+		}
+	}
+}
+
+// A tag names an attachment: 20 bits for the namespace of process ids, 0 if it is
+// not known, 22 for the process id, 18 that count attachments of the process.
+const (
+	pidBits   = 22 // process ids end at 4194303: PID_MAX_LIMIT
+	countBits = 18
+)
+
+func newTag() int64 {
+	count := tagCount.Add(1) & (1<<countBits - 1)
+	return pidNamespace()<<(pidBits+countBits) | int64(os.Getpid())<<countBits | int64(count)
+}
+
+var tagCount atomic.Uint32
+
+func init() { tagCount.Store(rand.Uint32()) }
+
+// pidNamespace returns the low 20 bits of the inode number of this process's
+// namespace of process ids, which the kernel hands out from the lowest: namespaces(7).
+var pidNamespace = sync.OnceValue(func() int64 {
+	var st unix.Stat_t
+	if unix.Stat("/proc/self/ns/pid", &st) != nil {
+		return 0
+	}
+	return int64(st.Ino & (1<<20 - 1))
+})
+
+func newHolder(at int64) object.Holder {
+	tag := at & (1<<60 - 1)
+	namespace := tag >> (pidBits + countBits)
+	h := object.Holder{
+		PID:    int(tag >> countBits & (1<<pidBits - 1)),
+		Writer: at < readers,
+		Here:   namespace != 0 && namespace == pidNamespace(),
+	}
+	// A process that may not be asked about exists: kill(2).
+	h.Gone = h.Here && h.PID != os.Getpid() && unix.Kill(h.PID, 0) == unix.ESRCH
+	return h
 }
 
 func (o *tmpfsObject) Others() (object.Presence, error) {
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: lifeByte, Len: 1}
-	if err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_GETLK, &lock); err != nil {
+	lock, err := o.getLock(writers, endOfLocks)
+	switch {
+	case err != nil || lock.Type == unix.F_UNLCK:
 		return object.Nobody, err
-	}
-	switch lock.Type {
-	case unix.F_UNLCK:
-		return object.Nobody, nil
-	case unix.F_WRLCK:
+	case lock.Len != 1:
 		return object.Deciding, nil
+	case !newHolder(lock.Start).Gone:
+		return object.Somebody, nil
 	}
-	return object.Somebody, nil
+	holders, err := o.Holders()
+	for _, h := range holders {
+		if !h.Gone {
+			return object.Somebody, err
+		}
+	}
+	return object.Ending, err
 }
 
-func (o *tmpfsObject) Leave() {
-	everything := unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart}
-	unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &everything)
+func (o *tmpfsObject) Count() (int, error) {
+	holders, err := o.Holders()
+	return len(holders), err
 }
 
-func (o *tmpfsObject) Close() { unix.Close(o.fd) }
+// Holders implements [object.Locks]: the kernel tells one lock a call.
+func (o *tmpfsObject) Holders() (list []object.Holder, err error) {
+	calls := 4096 // an end, should a process lock all bytes
+	var look func(start, end int64)
+	look = func(start, end int64) {
+		if start >= end || err != nil || calls == 0 {
+			return
+		}
+		calls--
+		lock, getErr := o.getLock(start, end)
+		if err = getErr; err != nil || lock.Type == unix.F_UNLCK {
+			return
+		}
+		if lock.Len == 1 {
+			list = append(list, newHolder(lock.Start))
+		}
+		look(start, lock.Start)
+		look(lock.Start+max(lock.Len, 1), end)
+	}
+	look(writers, endOfLocks)
+	return list, err
+}
 
 // CreateAnonymous implements [object.System].
 func (tmpfs) CreateAnonymous(size int64, sparse bool) (object.Object, error) {

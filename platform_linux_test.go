@@ -204,7 +204,7 @@ func notTmpfs(t *testing.T, headerless error) {
 	// A block that has been copied here from a tmpfs.
 	l := make([]byte, 4096+10)
 	copy(l, "shmkit\x1a\n")
-	binary.NativeEndian.PutUint32(l[atVersion:], 1)
+	binary.NativeEndian.PutUint32(l[atVersion:], version)
 	put(l, atHeaderSize, 4096)
 	put(l, atCapacity, 10)
 	put(l, atState, 1)

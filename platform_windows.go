@@ -125,7 +125,7 @@ func (o *sectionObject) create(size int64) error {
 	}
 	o.section = generationName(o.name, free)
 	if o.managed {
-		if err := o.Join(); err != nil {
+		if err := o.join(); err != nil {
 			return err
 		}
 	}
@@ -485,7 +485,23 @@ func (o *sectionObject) Unlock() {
 	}
 }
 
-func (o *sectionObject) Join() error {
+// Join implements [object.Locks]: under the mutex, so that no process counts
+// handles meanwhile.
+func (o *sectionObject) Join(bool) error {
+	if o.life != 0 {
+		return nil // since Create
+	}
+	if err := o.TryLock(); err != nil {
+		if errors.Is(err, fs.ErrPermission) { // a process that may only read may not lock
+			return o.join()
+		}
+		return err
+	}
+	defer o.Unlock()
+	return o.join()
+}
+
+func (o *sectionObject) join() error {
 	if o.life != 0 {
 		return nil
 	}
@@ -501,19 +517,49 @@ func (o *sectionObject) Join() error {
 	return nil
 }
 
-// Alone implements [object.Locks]: the handle of this Object is the only one.
-func (o *sectionObject) Alone() (bool, error) {
+// TryAlone implements [object.Locks]: under the mutex, the handle of this Object is
+// the only one.
+func (o *sectionObject) TryAlone() error {
+	if err := o.TryLock(); err != nil {
+		return err
+	}
 	had := o.life != 0
-	if err := o.Join(); err != nil {
-		return false, err
+	err := o.join()
+	if err == nil {
+		var n uint32
+		if _, n, err = section.Basic(o.life); err == nil && n > 1 {
+			err = ErrBusy
+		}
 	}
-	_, n, err := section.Basic(o.life)
-	alone := err == nil && n == 1
-	if !alone && !had {
-		closeHandle(&o.life)
+	if err != nil {
+		if !had {
+			closeHandle(&o.life)
+		}
+		o.Unlock()
 	}
-	return alone, err
+	return err
 }
+
+// Count implements [object.Locks]: the kernel knows how many handles there are, and
+// not whose.
+func (o *sectionObject) Count() (int, error) {
+	life := o.life
+	if life == 0 {
+		var err error
+		life, err = windows.OpenEvent(windows.SYNCHRONIZE, false, utf16(lifeName(o.section)))
+		if errors.Is(err, fs.ErrNotExist) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		defer closeHandle(&life)
+	}
+	_, n, err := section.Basic(life)
+	return max(int(n)-1, 0), err
+}
+
+func (o *sectionObject) Holders() ([]object.Holder, error) { return nil, errors.ErrUnsupported }
 
 // Others implements [object.Locks]. It takes the mutex, because to open the event
 // is to join for those who count.

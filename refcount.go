@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"sync"
 	"time"
 
@@ -27,8 +28,9 @@ type member struct {
 	obj     object.Object
 	kind    kind
 	layout  layout     // zero for a raw block
-	counted bool       // in the count of the header; set while attaching, by its only user
-	mutex   sync.Mutex // held by the goroutine that holds the mutex of obj
+	joined  bool       // others may have seen it; set while attaching, by its only user
+	counted bool       // in the count of the header; likewise
+	mutex   sync.Mutex // held by the goroutine that has a lock of obj, which is one holder to the system
 }
 
 // attachment is the memory of a block in this process, and the membership in the
@@ -50,96 +52,43 @@ func (a *attachment) initHeader() error {
 		if err := a.obj.Lockable(); err != nil {
 			return err
 		}
-		if err := a.obj.Join(); err != nil {
+		if err := a.obj.Join(true); err != nil {
 			return err
 		}
+		a.joined = true
 	}
 	_, err := a.obj.WriteAt(a.layout.marshal(), 0) // a full file system is an error here, and no fault
 	return err
 }
 
-// attach registers a with the block. On error only locks remain, which discard
-// releases. Once it has joined, the block lives until detach.
-func (a *attachment) attach() error {
-	switch {
-	case a.kind == nameless && a.obj.Writable():
-		a.counted = true
-		return a.words(func(h header) { h.count().Add(1) })
-	case a.kind == nameless:
-		return nil
-	case !a.obj.Writable():
-		return a.attachUncounted()
+// attach registers a with the block. On error the caller detaches: once a has
+// joined, another process may have seen it and left the block to it.
+func (a *attachment) attach(t *attempt) error {
+	if a.kind == nameless {
+		return a.addToCount(false)
 	}
-	if err := a.obj.TryLock(); err != nil {
-		return retryIfBusy(err)
-	}
-	alone, err := a.obj.Alone()
-	if err != nil {
-		return err
-	}
-	if alone && !a.layout.persistent() {
-		markStaleAndUnlink(a.obj) // all that were attached have been killed
-		return fs.ErrNotExist
-	}
-	if err := a.join(alone); err != nil {
-		return err
-	}
-	err = a.words(func(h header) {
-		if alone {
-			h.count().Store(0) // what killed processes left in it
+	held, err := inUse(t, a.obj, a.layout)
+	if errors.Is(err, fs.ErrNotExist) && a.obj.Writable() {
+		if err := a.obj.TryAlone(); err != nil {
+			return retryIfBusy(err)
 		}
-		h.count().Add(1)
-	})
+		unlinkAndMarkStale(a.obj) // all that were attached have been killed
+	}
 	if err != nil {
 		return err
 	}
-	a.counted = true
-	a.obj.Unlock()
-	return nil
-}
-
-// attachUncounted attaches a process that may only read. It can neither take the
-// mutex nor change the count, but it can join, and that keeps the block alive.
-//
-// It must see another attachment before it joins. Two such processes that came to
-// a stale block and looked afterwards would each take the other for a reason to
-// stay.
-func (a *attachment) attachUncounted() error {
-	held, err := inUse(a.obj, a.layout)
-	if err != nil {
-		return err
-	}
-	return a.join(!held)
-}
-
-// inUse reports whether a process is attached to the block. It returns
-// fs.ErrNotExist for a stale block; one that is not in use is Persistent.
-func inUse(o object.Object, l layout) (bool, error) {
-	switch others, err := o.Others(); {
-	case err != nil:
-		return false, err
-	case others == object.Deciding: // whether the block is stale
-		return false, transient(ErrBusy)
-	case others == object.Nobody && !l.persistent():
-		return false, fs.ErrNotExist
-	default:
-		return others == object.Somebody, nil
-	}
-}
-
-// join joins, and makes sure that the block is still the one its name leads to. A
-// block that came by a file need not have a name, but if it is abandoned it ended
-// when it lost its name.
-func (a *attachment) join(abandoned bool) error {
-	if err := a.obj.Join(); err != nil {
+	if err := a.obj.Join(!a.readOnly); err != nil {
 		return retryIfBusy(err)
 	}
+	a.joined = true
+	// A block that came by a file need not have a name, but if it is abandoned it
+	// ended when it lost its name.
 	switch linked, err := a.obj.Linked(); {
 	case err != nil:
 		return err
 	case !linked && a.obj.Name() != "":
 		return transient(fs.ErrNotExist)
-	case !linked && abandoned:
+	case !linked && !held:
 		return fs.ErrNotExist
 	}
 	stale := false
@@ -149,37 +98,80 @@ func (a *attachment) join(abandoned bool) error {
 	if stale {
 		return transient(fmt.Errorf("%w: marked stale under its name", ErrCorrupt))
 	}
-	return nil
+	return a.addToCount(!held)
+}
+
+// addToCount adds a to the count of the header, alone if it is the only attachment:
+// the others in it were killed.
+func (a *attachment) addToCount(alone bool) error {
+	if !a.obj.Writable() {
+		return nil
+	}
+	err := a.words(func(h header) {
+		if alone {
+			h.count().Store(0)
+		}
+		h.count().Add(1)
+	})
+	a.counted = err == nil
+	return err
+}
+
+// inUse reports whether a process is attached to the block. It returns
+// fs.ErrNotExist for a stale block; one that is not in use is Persistent.
+func inUse(t *attempt, o object.Object, l layout) (bool, error) {
+	switch others, err := o.Others(); {
+	case err != nil:
+		return false, err
+	case others == object.Deciding: // whether the block is stale
+		return false, transient(ErrBusy)
+	case others == object.Ending && t.awaitEnding():
+		return false, transient(fs.ErrExist)
+	case others == object.Nobody && !l.persistent():
+		return false, fs.ErrNotExist
+	default:
+		return others != object.Nobody, nil
+	}
 }
 
 // detach ends the attachment, and the block if it was the last one. The locks
-// decide that: killed processes can still be in the count.
+// decide that: killed processes can still be in the count, which only says which
+// order to try first.
 //
-// If a process that was stopped in its own attach or detach holds the mutex, detach
-// waits no longer than patience. If no other process is attached, the block is then
-// stale, and left for the next process that opens, creates or reaps it.
+// If a process that was stopped while it was alone keeps others from the block,
+// detach waits no longer than patience. If no other process is attached, the block
+// is then stale, and left for the next process that opens, creates or reaps it.
 func (a *attachment) detach() {
-	switch {
-	case !a.counted:
-		a.obj.Leave()
-		return
-	case a.kind == nameless:
-		a.words(func(h header) { h.count().Add(^uint32(0)) })
-		return
-	}
-	err := a.lock()
-	if err != nil {
-		a.mutex.Lock()
-	}
+	a.mutex.Lock()
 	defer a.mutex.Unlock()
 	defer a.obj.Leave()
-	a.words(func(h header) { h.count().Add(^uint32(0)) })
-	if err != nil || a.layout.persistent() {
+	last := false
+	if a.counted {
+		a.words(func(h header) { last = h.count().Add(^uint32(0)) == 0 })
+	}
+	if a.kind != named || a.layout.persistent() || !a.obj.Writable() {
 		return
 	}
-	if alone, _ := a.obj.Alone(); alone {
-		markStaleAndUnlink(a.obj)
+	if last && a.obj.TryAlone() == nil {
+		unlinkAndMarkStale(a.obj)
+		return
 	}
+	// Having left, one of several that leave at once finds that it is the last.
+	a.obj.Leave()
+	retry(func() error {
+		switch others, err := a.obj.Others(); {
+		case err != nil:
+			return err
+		case others == object.Deciding:
+			return transient(ErrBusy)
+		case others != object.Nobody:
+			return nil
+		}
+		if err := a.obj.TryAlone(); err != nil {
+			return retryIfBusy(err)
+		}
+		return unlinkAndMarkStale(a.obj)
+	})
 }
 
 // close detaches, and reports whether this was the first close. Calls in progress
@@ -196,9 +188,7 @@ func (a *attachment) close() bool {
 	return true
 }
 
-// lock takes the mutex of the object, and that of the member with it, because all
-// goroutines that use the object are one holder to the system. It waits no longer
-// than patience.
+// lock locks the object and the member. It waits no longer than patience.
 func (m *member) lock() error {
 	return retry(func() error {
 		m.mutex.Lock()
@@ -215,16 +205,22 @@ func (m *member) unlock() {
 	m.mutex.Unlock()
 }
 
-// markStaleAndUnlink removes a block without attachments, and returns why it could
-// not be unlinked. The caller has the mutex and is alone. The system decides whether
-// the caller may unlink it: in a directory with the sticky bit only its owner may.
-// It then stays, stale, for its owner.
-func markStaleAndUnlink(o object.Object) error {
-	stale := binary.NativeEndian.AppendUint32(nil, stateStale)
-	o.WriteAt(stale, offState) // a full or truncated object does not change the decision
+// unlinkAndMarkStale removes a block without attachments, and returns why it could
+// not be unlinked. The caller is alone. The system decides whether the caller may
+// unlink it: in a directory with the sticky bit only its owner may. It then stays,
+// stale, for its owner.
+//
+// The mark comes last: were a block marked under its name by a process that is then
+// killed, and a child of that kept a lock, it could be neither opened nor removed.
+func unlinkAndMarkStale(o object.Object) error {
 	// Unlinking removes a name, not an object. Only a program that does not take the
-	// mutex can give the name to another object in between.
-	return unlinkIfLinked(o)
+	// locks can give the name to another object in between.
+	err := unlinkIfLinked(o)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		stale := binary.NativeEndian.AppendUint32(nil, stateStale)
+		o.WriteAt(stale, offState) // a full or truncated object does not matter any more
+	}
+	return err
 }
 
 // unlinkIfLinked unlinks the object if its name leads to it.
@@ -241,7 +237,7 @@ func unlinkIfLinked(o object.Object) error {
 
 // reap unlinks the block called name if it has a header and is stale, and reports
 // whether it did.
-func reap(name string) (bool, error) {
+func reap(t *attempt, name string) (bool, error) {
 	o, err := object.Current.Open(name, true)
 	if err != nil {
 		return false, retryIfBusy(err)
@@ -258,22 +254,57 @@ func reap(name string) (bool, error) {
 	if err := o.Lockable(); err != nil {
 		return false, err
 	}
-	// Asking first spares blocks in use: the lock would make an opener wait.
-	if held, err := inUse(o, l); held || err != nil && !errors.Is(err, fs.ErrNotExist) {
+	held, err := inUse(t, o, l)
+	if held || !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
 	defer o.Leave()
-	if err := o.TryLock(); err != nil {
-		return false, retryIfBusy(err)
+	if err := o.TryAlone(); err != nil {
+		return false, retryIfBusy(err) // another process may have attached in the meantime
 	}
-	switch alone, err := o.Alone(); {
-	case err != nil:
-		return false, err
-	case !alone: // another process has attached in the meantime
-		return false, transient(ErrBusy)
-	}
-	err = markStaleAndUnlink(o)
+	err = unlinkAndMarkStale(o)
 	return err == nil, err
+}
+
+// A Holder is an attachment to a block. That there is one is the system's word. What
+// it says of itself is the word of its process, which it can forge.
+type Holder struct {
+	PID      int  `json:"pid"`      // process id, as the process saw it
+	ReadOnly bool `json:"readOnly"` // opened so; false on darwin
+	Here     bool `json:"here"`     // PID means that process here: it has the same namespace of process ids
+	Gone     bool `json:"gone"`     // the process has ended, but a child of it has the attachment
+}
+
+// holders returns how many attachments o has beside its own, and who they are, nil
+// if the system does not know.
+func holders(o object.Object) (n int, list []Holder, err error) {
+	found, err := o.Holders()
+	if errors.Is(err, errors.ErrUnsupported) {
+		n, err = o.Count()
+		return n, nil, err
+	}
+	list = make([]Holder, 0, len(found)+1)
+	for _, h := range found {
+		list = append(list, Holder{PID: h.PID, ReadOnly: !h.Writer, Here: h.Here, Gone: h.Gone})
+	}
+	return len(list), list, err
+}
+
+// holders returns how many attachments the block has, and who they are. The locks
+// know it, and where a block has none the header knows the number.
+func (a *attachment) holders() (n int, list []Holder, err error) {
+	switch a.kind {
+	case rawBlock:
+		return 0, nil, nil
+	case nameless:
+		err = a.words(func(h header) { n = h.refs() })
+		return n, nil, err
+	}
+	n, list, err = holders(a.obj)
+	if list != nil {
+		list = append(list, Holder{PID: os.Getpid(), ReadOnly: a.readOnly, Here: true})
+	}
+	return n + 1, list, err
 }
 
 func (a *attachment) unlink() error {
@@ -372,7 +403,7 @@ func reapUntil(end time.Time) (names []string, err error) {
 		if _, err := checkName(name); err != nil {
 			return err
 		}
-		reaped, err := reap(name)
+		reaped, err := reap(&attempt{}, name) // without waiting
 		if reaped {
 			names = append(names, name)
 		}

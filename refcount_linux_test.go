@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
@@ -20,9 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestUncounted has a process attached that may only read: it is not in the
-// count, but the kernel knows of it.
-func TestUncounted(t *testing.T) {
+// TestReaderOfAnother has a process of another user attached that may only read: it
+// cannot write to the header, but its lock counts.
+func TestReaderOfAnother(t *testing.T) {
 	onTmpfs(t)
 	for _, killed := range []bool{false, true} {
 		name := unique(t)
@@ -33,13 +35,15 @@ func TestUncounted(t *testing.T) {
 		if got := stranger.attach("open %s readonly", name); got != id {
 			t.Fatalf("the stranger is attached to %s, not %s", got, id)
 		}
-		a.must("1", "refs")
+		a.must("2", "refs")
+		stranger.must("2", "refs")
 		if killed {
 			a.Kill()
 		} else {
 			a.must("closed", "close")
 		}
 		mustLead(t, name, id)
+		stranger.must("1", "refs")
 		stranger.must("public", "read 0 6")
 		stranger.must("sound", "sound")
 		late := newAgent(t)
@@ -148,11 +152,11 @@ var forkerProgram = proctest.Register("forker", func(p *proctest.Parent) error {
 	return serveAgent(p)
 })
 
-// TestUncountedForks has an uncounted reader leave, and the last one after it,
-// while children of the reader that are just being started have copies of the
-// reader's descriptor. The reader never holds the mutex, for which the
-// last one would wait: what it does not let go of looks like somebody attached.
-func TestUncountedForks(t *testing.T) {
+// TestReaderForks has a process that may only read detach, and the last one after
+// it, while children of the reader that are just being started have copies of its
+// descriptor. The reader is never alone, for which the last one would wait: a lock
+// that it does not release looks like an attachment.
+func TestReaderForks(t *testing.T) {
 	onTmpfs(t)
 	reader := startStranger(t, forkerProgram)
 	name := unique(t)
@@ -168,84 +172,139 @@ func TestUncountedForks(t *testing.T) {
 	}
 }
 
-// lockProgram takes a lock on a byte of a file and keeps it until it is killed.
+// The locks of a block; see platform_linux.go.
+const (
+	lockByte   = 1 << 62 // of Unlink
+	writers    = 5 << 60
+	readers    = 6 << 60
+	endOfLocks = 7 << 60
+)
+
+// lockProgram takes locks on a range of a file, wherever no other process has one,
+// and keeps them until it is killed.
 var lockProgram = proctest.Register("lock", func(p *proctest.Parent) error {
-	flags, typ := os.O_RDWR, int16(unix.F_WRLCK)
+	flags, kind := os.O_RDWR, int16(unix.F_WRLCK)
 	if p.Args[1] == "read" {
-		flags, typ = os.O_RDONLY, unix.F_RDLCK
+		flags, kind = os.O_RDONLY, unix.F_RDLCK
 	}
 	file, err := os.OpenFile(shmPath(p.Args[0]), flags, 0)
 	if err != nil {
 		return err
 	}
-	lock := unix.Flock_t{Type: typ, Start: 1<<62 + number(p.Args[2]), Len: 1}
-	if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-		return err
+	for at, end := number(p.Args[2]), number(p.Args[3]); at < end; {
+		there := unix.Flock_t{Type: kind, Start: at, Len: end - at}
+		if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_GETLK, &there); err != nil {
+			return err
+		}
+		lock := unix.Flock_t{Type: kind, Start: at, Len: end - at}
+		next := end
+		if there.Type != unix.F_UNLCK {
+			lock.Len, next = there.Start-at, there.Start+there.Len
+		}
+		if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+			return err
+		}
+		at = next
 	}
 	p.Say("held")
 	p.Hear()
 	return nil
 })
 
-// TestMutexHeld has the mutex of a block held by a process that does not let go: by
-// one of the same user, as if it had been stopped, and by one of another user
-// that may only read the block.
-func TestMutexHeld(t *testing.T) {
+// TestLocksHeld has locks of a block held by a process that does not release them:
+// by one of the same user that was stopped, or by one that may only read the block.
+func TestLocksHeld(t *testing.T) {
 	t.Parallel() // in a process of its own
 	onTmpfs(t)
 	if !undisturbed(t) {
 		return
 	}
-	var all sync.WaitGroup // they wait for two seconds each, so all at once
+	calls := map[string]func(seg *shm.Segment, name string) error{
+		"Open":          func(_ *shm.Segment, name string) error { return tryOpen(name) },
+		"Open ReadOnly": func(_ *shm.Segment, name string) error { return tryOpen(name, shm.ReadOnly()) },
+		"OpenOrCreate": func(_ *shm.Segment, name string) error {
+			seg, _, err := shm.OpenOrCreate(name, 1)
+			if err == nil {
+				seg.Close()
+			}
+			return err
+		},
+		"Create":         func(_ *shm.Segment, name string) error { return tryCreate(name, 1) },
+		"Unlink":         func(_ *shm.Segment, name string) error { return shm.Unlink(name) },
+		"Segment.Unlink": func(seg *shm.Segment, _ string) error { return seg.Unlink() },
+		"Stat":           func(_ *shm.Segment, name string) error { return second(shm.Stat(name)) },
+		"Reap":           func(*shm.Segment, string) error { return second(shm.Reap()) },
+		"Close":          func(seg *shm.Segment, _ string) error { return seg.Close() },
+	}
+	type outcome struct {
+		err   error
+		waits bool // for two seconds
+	}
+	busy := outcome{shm.ErrBusy, true}
+	unlinking := map[string]outcome{ // what is different; all else succeeds at once
+		"Create": {fs.ErrExist, false}, "Unlink": busy, "Segment.Unlink": busy, "Close": {nil, true},
+	}
+	joining := map[string]outcome{
+		"Open": busy, "Open ReadOnly": busy, "OpenOrCreate": busy, "Create": {fs.ErrExist, false}, "Close": {nil, true},
+	}
+	alone := map[string]outcome{
+		"Open": busy, "Open ReadOnly": busy, "OpenOrCreate": busy, "Create": {fs.ErrExist, true}, "Unlink": busy,
+	}
+	readAll := maps.Clone(alone)
+	delete(readAll, "Unlink")
+	var all sync.WaitGroup // most wait for two seconds, so all at once
 	defer all.Wait()
-	for _, who := range []string{"stopped", "reader"} {
-		lockedBy := func(t *testing.T, name string) *proctest.Child {
-			t.Helper()
-			kind := "write"
-			if who == "reader" {
-				kind = "read"
+	for _, held := range []struct {
+		what       string
+		kind       string
+		start, end int64
+		attached   bool // a process is attached, else the block is stale
+		differ     map[string]outcome
+	}{
+		{"stopped in Unlink", "write", lockByte, lockByte + 1, true, unlinking},
+		{"stopped when alone", "write", lockByte, endOfLocks, false, alone},
+		{"reader has the byte of Unlink", "read", lockByte, lockByte + 1, true, unlinking},
+		{"reader has all other bytes", "read", writers, endOfLocks, true, joining},
+		{"reader has all bytes", "read", writers, endOfLocks, false, readAll},
+	} {
+		for what, call := range calls {
+			if !held.attached && (what == "Segment.Unlink" || what == "Close") {
+				continue
 			}
-			cmd := proctest.Command(lockProgram, name, kind, "0")
-			if who == "reader" && os.Getuid() == 0 {
-				cmd.Path = "/proc/self/exe"
-				stranger(cmd)
-			}
-			c := proctest.StartCommand(t, cmd)
-			c.Expect("held")
-			if who == "stopped" {
-				c.Process.Signal(syscall.SIGSTOP)
-			}
-			return c
-		}
-		for what, tt := range map[string]struct {
-			call  func(seg *shm.Segment, name string) error
-			want  error
-			waits bool
-		}{
-			"Open":           {func(_ *shm.Segment, name string) error { return tryOpen(name) }, shm.ErrBusy, true},
-			"Open ReadOnly":  {func(_ *shm.Segment, name string) error { return tryOpen(name, shm.ReadOnly()) }, shm.ErrBusy, true},
-			"OpenOrCreate":   {func(_ *shm.Segment, name string) error { _, _, err := shm.OpenOrCreate(name, 1); return err }, shm.ErrBusy, true},
-			"Create":         {func(_ *shm.Segment, name string) error { return tryCreate(name, 1) }, fs.ErrExist, false},
-			"Unlink":         {func(_ *shm.Segment, name string) error { return shm.Unlink(name) }, shm.ErrBusy, true},
-			"Segment.Unlink": {func(seg *shm.Segment, _ string) error { return seg.Unlink() }, shm.ErrBusy, true},
-			"Stat":           {func(_ *shm.Segment, name string) error { return second(shm.Stat(name)) }, nil, false},
-			"Reap":           {func(*shm.Segment, string) error { return second(shm.Reap()) }, nil, false},
-			"Close":          {func(seg *shm.Segment, _ string) error { return seg.Close() }, nil, true},
-		} {
 			test := func(t *testing.T) {
-				seg := block(t, 100, shm.Perm(0o644))
-				name := seg.Name()
-				c := lockedBy(t, name)
+				name, seg := unique(t), (*shm.Segment)(nil)
+				file := "." + name // no block's name, so that no Reap removes it before
+				if held.attached {
+					seg = block(t, 100, shm.Perm(0o644))
+					name = seg.Name()
+					file = name
+				} else {
+					plantAt(t, file, image(t, 100))
+				}
+				cmd := proctest.Command(lockProgram, file, held.kind, fmt.Sprint(held.start), fmt.Sprint(held.end))
+				if held.kind == "read" && os.Getuid() == 0 {
+					if err := os.Chmod(shmPath(file), 0o644); err != nil {
+						t.Fatal(err)
+					}
+					cmd.Path = "/proc/self/exe"
+					stranger(cmd)
+				}
+				c := proctest.StartCommand(t, cmd)
+				c.Expect("held")
+				if held.kind == "write" {
+					c.Process.Signal(syscall.SIGSTOP)
+				}
+				if err := os.Rename(shmPath(file), shmPath(name)); err != nil {
+					t.Fatal(err)
+				}
+				want := held.differ[what]
 				start := time.Now()
-				wantErr(t, what, tt.call(seg, name), name, tt.want)
-				if d := time.Since(start); tt.waits && d < 1900*time.Millisecond || d > 10*time.Second {
+				wantErr(t, what, call(seg, name), name, want.err)
+				if d := time.Since(start); want.waits && d < 1900*time.Millisecond || !want.waits && d > 1900*time.Millisecond || d > 10*time.Second {
 					t.Errorf("it took %v", d)
 				}
-				if what == "Close" { // nobody is attached, but it could not be unlinked
+				if what == "Close" { // no process is attached, but it could not be unlinked
 					mustStay(t, name)
-					if info, err := shm.Stat(name); err != nil || !info.Stale() {
-						t.Errorf("Stat: %+v, %v", info, err)
-					}
 					start := time.Now()
 					wantErr(t, "Create", tryCreate(name, 1), name, fs.ErrExist)
 					if d := time.Since(start); d < 1900*time.Millisecond {
@@ -253,25 +312,32 @@ func TestMutexHeld(t *testing.T) {
 					}
 				}
 				c.Kill()
-				if what == "Close" {
-					if _, err := shm.Reap(); err != nil {
-						t.Error(err)
-					}
+				if what == "Close" || !held.attached {
+					mustBeStale(t, name)
+					untilGone(t, name, func() {
+						if _, err := shm.Reap(); err != nil {
+							t.Error(err)
+						}
+					})
 				} else if err := seg.Close(); err != nil {
 					t.Error(err)
 				}
 				mustBeFree(t, name)
 			}
-			all.Go(func() { t.Run(who+"/"+what, test) })
+			all.Go(func() { t.Run(held.what+"/"+what, test) })
 		}
 	}
-	// The life range is what keeps a block alive: a process that holds it is attached, for
-	// all that others can know.
-	t.Run("life", func(t *testing.T) {
+	// One of the bytes of attachments is an attachment, for all that others know.
+	t.Run("one byte", func(t *testing.T) {
 		seg := block(t, 100)
 		name := seg.Name()
-		c := proctest.Start(t, lockProgram, name, "read", "1")
+		const pid = 1<<22 - 1 // in no namespace
+		c := proctest.Start(t, lockProgram, name, "read", fmt.Sprint(int64(readers|pid<<18)), fmt.Sprint(int64(readers|pid<<18+1)))
 		c.Expect("held")
+		info, err := shm.Stat(name)
+		if forged := (shm.Holder{PID: pid, ReadOnly: true}); err != nil || info.Refs != 2 || !slices.Contains(info.Holders, forged) {
+			t.Errorf("Stat: %+v, %v", info, err)
+		}
 		seg.Close()
 		mustStay(t, name)
 		attach(t, name).Close()
@@ -300,10 +366,11 @@ func TestTwoNamespaces(t *testing.T) {
 	seg := block(t, 100)
 	name := seg.Name()
 	a, b := start(t, name), start(t, name)
-	if seg.Refs() != 3 {
-		t.Errorf("refs %d", seg.Refs())
-	}
+	self := shm.Holder{PID: os.Getpid(), Here: true}
+	there := shm.Holder{PID: 1} // the first process of its namespace
+	wantHolders(t, seg, self, there, there)
 	a.Kill()
+	wantHolders(t, seg, self, there)
 	seg.Close()
 	mustStay(t, name)
 	if names, err := shm.Reap(); err != nil || slices.Contains(names, name) {
@@ -312,6 +379,106 @@ func TestTwoNamespaces(t *testing.T) {
 	b.Kill()
 	if info, err := shm.Stat(name); err != nil || !info.Stale() {
 		t.Errorf("Stat: %+v, %v", info, err)
+	}
+	mustNotExist(t, name)
+	mustBeFree(t, name)
+}
+
+// daemonProgram creates a block and starts a child that has its descriptor, and with
+// it its locks, as one that was forked and has not begun a program of its own. The
+// child ends when the test closes its input.
+var daemonProgram = proctest.Register("daemon", func(p *proctest.Parent) error {
+	seg, err := shm.Create(p.Args[0], 100)
+	if err != nil {
+		return err
+	}
+	io.WriteString(seg, "kept")
+	var block, st unix.Stat_t
+	if err := unix.Stat(shmPath(p.Args[0]), &block); err != nil {
+		return err
+	}
+	fd := 3
+	for unix.Fstat(fd, &st) != nil || st.Ino != block.Ino || st.Dev != block.Dev {
+		fd++
+	}
+	input := os.NewFile(3, "input") // the first of ExtraFiles
+	child := exec.Command("/bin/cat")
+	child.Stdin = input
+	child.ExtraFiles = []*os.File{os.NewFile(uintptr(fd), "block")}
+	if err := child.Start(); err != nil {
+		return err
+	}
+	p.Say("started")
+	p.Hear()
+	return nil
+})
+
+// TestDaemon kills a process whose child keeps its locks. The child is alive, and so
+// is what it holds: that it cannot be told from a child that will soon release it
+// takes those that attach a second.
+func TestDaemon(t *testing.T) {
+	onTmpfs(t)
+	name := unique(t)
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	cmd := proctest.Command(daemonProgram, name)
+	cmd.ExtraFiles = []*os.File{out}
+	c := proctest.StartCommand(t, cmd)
+	out.Close()
+	c.Expect("started")
+	c.Kill()
+	gone := shm.Holder{PID: c.Process.Pid, Here: true, Gone: true}
+	info, err := shm.Stat(name)
+	if err != nil || !info.Attached || info.Stale() || info.Refs != 1 || !slices.Equal(info.Holders, []shm.Holder{gone}) {
+		t.Fatalf("Stat: %+v, %v", info, err)
+	}
+	mustSpare(t, name)
+	for what, call := range map[string]func() (*shm.Segment, error){
+		"Open": func() (*shm.Segment, error) { return shm.Open(name) },
+		"OpenOrCreate": func() (*shm.Segment, error) {
+			seg, created, err := shm.OpenOrCreate(name, 5)
+			if created {
+				t.Error("OpenOrCreate has created another block")
+			}
+			return seg, err
+		},
+		"Create": func() (*shm.Segment, error) { return shm.Create(name, 5) },
+	} {
+		start := time.Now()
+		seg, err := call()
+		if d := time.Since(start); d < 900*time.Millisecond || d > 10*time.Second {
+			t.Errorf("%s took %v", what, d)
+		}
+		if what == "Create" {
+			mustFail(t, err, name, fs.ErrExist)
+			continue
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if got := content(t, seg); string(got[:4]) != "kept" {
+			t.Errorf("%s: holds %q", what, got[:4])
+		}
+		wantHolders(t, seg, gone, shm.Holder{PID: os.Getpid(), Here: true})
+		seg.Close()
+		mustStay(t, name)
+	}
+	// Beside a process that is alive there is nothing to wait for.
+	seg := attach(t, name)
+	start := time.Now()
+	attach(t, name).Close()
+	if d := time.Since(start); d > 900*time.Millisecond {
+		t.Errorf("Open of a block in use took %v", d)
+	}
+	seg.Close()
+	in.Close()
+	for end := time.Now().Add(time.Minute); info.Attached && time.Now().Before(end); {
+		if info, err = shm.Stat(name); err != nil {
+			t.Fatal(err)
+		}
 	}
 	mustNotExist(t, name)
 	mustBeFree(t, name)

@@ -20,6 +20,10 @@ type attempt struct {
 	reaped bool          // the call has removed stale blocks to make room
 }
 
+// awaitEnding reports whether the attempt may still wait for the system to release
+// the locks of processes that have ended.
+func (t *attempt) awaitEnding() bool { return t.left > patience/2 }
+
 func newAttempt() *attempt { return &attempt{left: patience} }
 
 // retry calls f until it returns nil or an error that is not transient, or the

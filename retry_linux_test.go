@@ -142,7 +142,7 @@ func TestOnePatience(t *testing.T) {
 	const patience = 200 * time.Millisecond
 	shm.SetPatience(t, patience)
 	name := plant(t, image(t, 100)) // stale: no process is attached
-	c := proctest.Start(t, lockProgram, name, "write", "0")
+	c := proctest.Start(t, lockProgram, name, "write", fmt.Sprint(int64(lockByte)), fmt.Sprint(int64(lockByte+1)))
 	c.Expect("held")
 	start := time.Now()
 	_, _, err := shm.OpenOrCreate(name, 100, shm.Headerless())

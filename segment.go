@@ -183,16 +183,19 @@ func (s *Segment) Size() (size int64) {
 	return size
 }
 
-// Refs returns the number of Segments, in all processes, that are counted in the
-// header of the block. The number is a hint and decides nothing: attachments of
-// processes that were killed are counted until the block ends, and attachments
-// without permission to write are not counted. Refs returns 0 for a Headerless
-// block, and if the Segment is closed.
-func (s *Segment) Refs() (refs int) {
-	s.use("refs", func(h *handle) error {
-		return h.words(func(w header) { refs = w.refs() })
+// Refs returns the number of Segments, in all processes, that are attached to the
+// block. It is exact if none attaches or detaches meanwhile: attachments of killed
+// processes are not counted, those without permission to write are, but on darwin,
+// where they leave no trace. For an [Anonymous] block the number is a hint: it comes
+// from the header, where killed processes stay counted. Refs returns 0 for a
+// Headerless block, and if the Segment is closed. It takes one system call for each
+// attachment; see [Info] for who they are.
+func (s *Segment) Refs() (n int) {
+	s.use("refs", func(h *handle) (err error) {
+		n, _, err = h.holders()
+		return err
 	})
-	return refs
+	return n
 }
 
 // Truncate sets the Size of the block to n bytes, 0 to Cap, for all processes.

@@ -31,10 +31,10 @@ func demoCommand() *cobra.Command {
 processes. Each attaches to the block by its name, streams it out while it is
 still being filled, and computes the SHA-256 of what it reads. One reader is killed
 by SIGKILL halfway. At the end a table shows whether the other readers have read
-exactly the bytes of FILE, the attachments were counted as readers came and went,
-the block has survived the killed reader, and its name was gone after the last
-Close, although that reader never called it. The exit status is 0 only if all of
-this holds.
+exactly the bytes of FILE, the number of attachments followed the readers as they
+came, went and were killed, the block has survived the killed reader, and its name
+was gone after the last Close, although that reader never called it. The exit
+status is 0 only if all of this holds.
 
 Without FILE, demo generates pseudo-random bytes. FILE "-" is standard input. For a
 pipe, whose length is unknown, the block has room for 1GiB, or --size.`,
@@ -142,9 +142,9 @@ func (d *demo) check(what, result string, ok bool) {
 }
 
 // count checks the number of attachments, and returns it in words.
-func (d *demo) count(when string, want int, note string) string {
+func (d *demo) count(when string, want int) string {
 	refs := d.seg.Refs()
-	d.check("attachments, "+when, fmt.Sprint(refs)+note, refs == want)
+	d.check("attachments, "+when, fmt.Sprint(refs), refs == want)
 	return english.Plural(refs, "attachment", "")
 }
 
@@ -153,7 +153,7 @@ func (d *demo) stream(ctx context.Context) error {
 	if err := d.seg.Truncate(0); err != nil {
 		return err
 	}
-	d.view.event("created %s with room for %s: %s", d.seg.Name(), iec(d.seg.Cap()), d.count("created", 1, ""))
+	d.view.event("created %s with room for %s: %s", d.seg.Name(), iec(d.seg.Cap()), d.count("created", 1))
 
 	ticking, stopTicking := context.WithCancel(ctx)
 	defer stopTicking()
@@ -201,10 +201,9 @@ func (d *demo) stream(ctx context.Context) error {
 		}
 	}
 	victim.kill()
-	const note = " (one killed is counted until the block ends)"
-	attachments := d.count("one killed", 1+len(d.readers), note)
+	attachments := d.count("one killed", len(d.readers)) // this process and the other readers
 	d.view.killed(victim)
-	d.view.event("reader %d killed at %s: still %s counted", victim.number, iec(d.seg.Size()), attachments)
+	d.view.event("reader %d killed at %s: %s left", victim.number, iec(d.seg.Size()), attachments)
 	before := d.wrote
 	if err := wait(ctx, fill(in)); err != nil {
 		return err
@@ -234,7 +233,7 @@ func (d *demo) stream(ctx context.Context) error {
 		return err
 	}
 	d.survived = d.seg.Size() == d.wrote && victim.status == killedStatus
-	d.count("others done", 2, note) // this process and the killed one
+	d.count("others done", 1) // this process
 	d.check("block survived SIGKILL", iec(d.wrote-before)+" written after it", d.survived)
 	equal := 0
 	for _, r := range d.readers[1:] {

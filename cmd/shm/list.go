@@ -27,8 +27,7 @@ func lsCommand() *cobra.Command {
 		Use:   "ls",
 		Short: "List blocks",
 		Long: `Ls lists blocks by name. SIZE is what a block holds and CAP what it can hold.
-REFS counts the attachments, including those of killed processes until the block
-is removed. STATE is one of
+REFS is the number of attachments; "shm who" names them. STATE is one of
 
   attached  a process is attached to the block
   kept      no process is, and the block is persistent: it stays until "shm rm"
@@ -149,6 +148,9 @@ func printBlock(w io.Writer, i shm.Info) error {
 	row("state", state(i))
 	if !i.Headerless {
 		row("refs", fmt.Sprint(i.Refs))
+	}
+	for _, h := range i.Holders {
+		row("held by", holderOf(h).String())
 	}
 	row("kind", kind)
 	row("mode", fmt.Sprintf("%v (%#o)", i.Mode, i.Mode.Perm()))

@@ -18,6 +18,7 @@
 //	get NAME               write a block to standard output
 //	ls                     list blocks
 //	stat NAME              show the details of a block
+//	who NAME               show the processes that are attached to a block
 //	rm NAME...             unlink blocks
 //	reap                   remove stale blocks
 //	hold NAME [-- CMD...]  stay attached to a block
@@ -105,7 +106,7 @@ The exit status is
 	root.SetVersionTemplate("shm {{.Version}}\n")
 	root.AddCommand(demoCommand(), readerCommand(),
 		putCommand(), getCommand(), holdCommand(),
-		lsCommand(), statCommand(), rmCommand(), reapCommand(),
+		lsCommand(), statCommand(), whoCommand(), rmCommand(), reapCommand(),
 		serveCommand(), runCmdCommand())
 	addCompletion(root)
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -79,6 +80,8 @@ var goAgent = proctest.Register("go", func(p *proctest.Parent) error {
 			answer = fmt.Sprint(seg.Size())
 		case "refs":
 			answer = fmt.Sprint(seg.Refs())
+		case "holders":
+			answer = holders(info(seg))
 		case "id":
 			answer = fmt.Sprintf("%x", info(seg).ID)
 		case "linked":
@@ -125,6 +128,21 @@ func churn(name string, n int) (string, error) {
 		seg.Close()
 	}
 	return "done", nil
+}
+
+// holders returns who is attached as the agents say it.
+func holders(info *shm.Info) string {
+	var words []string
+	for _, h := range info.Holders {
+		words = append(words, holder(h.PID, h.ReadOnly, h.Here, h.Gone))
+	}
+	slices.Sort(words)
+	return strings.Join(words, " ")
+}
+
+func holder(pid int, readOnly, here, gone bool) string {
+	digit := map[bool]int{true: 1}
+	return fmt.Sprintf("%d:%d:%d:%d", pid, digit[readOnly], digit[here], digit[gone])
 }
 
 func number(s string) int {

@@ -134,6 +134,9 @@ func besideGo(t testing.TB, _ agent, kill func(name string)) {
 	if _, err := seg.ReadAt(b, 0); err != nil || string(b) != "kept" {
 		t.Errorf("read %q, %v", b, err)
 	}
+	if n := seg.Refs(); n != 1 {
+		t.Errorf("%d attached, want this process alone: %s", n, holders(info(seg)))
+	}
 	peer, err := shm.Open(name)
 	if err != nil {
 		t.Errorf("Open: %v", err)
@@ -171,7 +174,7 @@ func alone(t testing.TB, _ agent, kill func(name string)) {
 	seg.Close()
 }
 
-// atStale kills a process that opens a stale block, and then opens it itself.
+// atStale has a process killed that finds a stale block, and then finds it itself.
 func atStale(t testing.TB, python agent, kill func(name string)) {
 	name := unique(t)
 	python.must("done", "leavestale %s", name)
@@ -210,6 +213,7 @@ func TestKilledAtRandom(t *testing.T) {
 			killed.Kill()
 			stays.must("kept", "read 0 4")
 			stays.must("true", "linked")
+			stays.must("1", "refs")
 			peer := newGo(t)
 			peer.must("done", "open %s", name)
 			peer.must("done", "close")

@@ -13,5 +13,6 @@
 // goes through all points of all operations in all worlds, and says how many
 // there are. A second test does not kill the victim before each call but lets
 // another process do something else there: every race of an operation with one
-// that comes whole between two of its calls. With -short it has fewer of those.
+// that comes whole between two of its calls. With -short it has fewer of those. Where
+// a third process is attached, to attach and detach there never waits for the victim.
 package killpoints

@@ -144,7 +144,7 @@ type world struct {
 	stale      bool // one that nobody is attached to any more
 	persistent bool
 	peer       bool // this process is attached
-	reader     bool // a process that may only read is attached, uncounted
+	reader     bool // a process that may only read is attached
 }
 
 var worlds = map[string]world{
@@ -288,6 +288,7 @@ func (s *scene) check(t *testing.T, op operation) {
 		if err := intact(s.peer); err != nil {
 			t.Errorf("the peer: %v", err)
 		}
+		s.checkRefs(t, s.peer)
 	}
 	if s.reader != nil {
 		s.reader.Say("")
@@ -319,8 +320,16 @@ func (s *scene) checkOpens(t *testing.T, mayBeGone bool) {
 	} else if err := intact(seg); err != nil {
 		t.Error(err)
 	}
-	if s.persistent && s.peer == nil && s.reader == nil && seg.Refs() != 1 {
-		t.Errorf("%d references to a block that was taken over", seg.Refs())
+	s.checkRefs(t, seg)
+}
+
+// checkRefs checks that seg, the peer and the reader are counted and no one else:
+// killed processes are not.
+func (s *scene) checkRefs(t *testing.T, seg *shm.Segment) {
+	t.Helper()
+	want := boolInt(s.peer != nil) + boolInt(s.reader != nil) + boolInt(seg != s.peer)
+	if refs := seg.Refs(); refs != want {
+		t.Errorf("%d references, want %d", refs, want)
 	}
 }
 
@@ -442,7 +451,7 @@ func TestKillPoints(t *testing.T) {
 	if os.Getuid() == 0 {
 		theReader = newReader(t)
 	} else {
-		t.Log("no uncounted readers: only root can start processes of another user")
+		t.Log("no readers of another user: only root can start processes of another user")
 	}
 	total, calls := 0, map[string]bool{}
 	for _, opName := range sorted(operations) {

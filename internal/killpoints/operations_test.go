@@ -53,8 +53,8 @@ var operations = map[string]operation{
 		run:     func(_ string, seg *shm.Segment) error { return seg.Close() },
 		needs:   true,
 	},
-	"OpenUncounted": {alien: true, run: func(name string, _ *shm.Segment) error { return keep(shm.Open(name, shm.ReadOnly())) }},
-	"CloseUncounted": {
+	"OpenReader": {alien: true, run: func(name string, _ *shm.Segment) error { return keep(shm.Open(name, shm.ReadOnly())) }},
+	"CloseReader": {
 		prepare: func(name string) (*shm.Segment, error) { return shm.Open(name, shm.ReadOnly()) },
 		run:     func(_ string, seg *shm.Segment) error { return seg.Close() },
 		needs:   true,

@@ -19,6 +19,7 @@ import (
 type intruder struct {
 	do      func(s *scene) (*shm.Segment, error)
 	unlinks bool // a block that somebody can be attached to
+	joins   bool // and nothing else, which waits for no process that is attached
 }
 
 var intruders = map[string]intruder{
@@ -28,7 +29,7 @@ var intruders = map[string]intruder{
 		}
 		return joined(s.name)
 	}},
-	"join and leave": {do: func(s *scene) (*shm.Segment, error) {
+	"join and leave": {joins: true, do: func(s *scene) (*shm.Segment, error) {
 		seg, err := joined(s.name)
 		if err != nil {
 			return nil, err
@@ -118,7 +119,10 @@ func pauseBefore(t *testing.T, opName string, w world, in intruder, k int) bool 
 // victim go on when it is done, or when it seems to wait for the victim.
 func (s *scene) intrude(t *testing.T, v victim, in intruder) (seg *shm.Segment) {
 	t.Helper()
-	const long = 5 * time.Millisecond // for something that takes a hundredth of it
+	long := 5 * time.Millisecond // for something that takes a hundredth of it
+	if in.joins && s.peer != nil {
+		long = time.Minute
+	}
 	done := make(chan error, 1)
 	go func() {
 		var err error
@@ -130,7 +134,9 @@ func (s *scene) intrude(t *testing.T, v victim, in intruder) (seg *shm.Segment) 
 	select {
 	case err = <-done:
 	case <-time.After(long):
-		waiting = true
+		if waiting = true; long == time.Minute {
+			t.Error("a process that is attached had to wait")
+		}
 	}
 	if _, err := v.Run(Nowhere); err != nil {
 		t.Fatal(err)

@@ -223,6 +223,9 @@ func TestKillSteps(t *testing.T) {
 			if err := intact(s.peer); err != nil {
 				t.Errorf("the peer: %v", err)
 			}
+			if refs := s.peer.Refs(); refs != 1 {
+				t.Errorf("%d references to the block of the peer, want 1", refs)
+			}
 		}
 		if seg, err := shm.Open(s.name); err == nil {
 			if !sc.exists && !op.creates {
@@ -230,8 +233,8 @@ func TestKillSteps(t *testing.T) {
 			} else if sc.exists && blockID(t, seg) != s.id {
 				t.Errorf("opened another block")
 			}
-			if sc.persistent && s.peer == nil && seg.Refs() != 1 {
-				t.Errorf("%d references to a block that was taken over", seg.Refs())
+			if refs, want := seg.Refs(), 1+boolInt(s.peer != nil); refs != want {
+				t.Errorf("%d references, want %d", refs, want)
 			}
 			seg.Close()
 		} else if sc.exists && !op.unlinks {

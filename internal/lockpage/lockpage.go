@@ -189,6 +189,17 @@ func (p *Page) Others() bool {
 	return true // so many arrivals
 }
 
+// Holders returns the tokens in all slots but that of p, without those of processes
+// that have ended.
+func (p *Page) Holders() (tokens []uint64) {
+	for i := range p.Slots() {
+		if holder := p.slotWord(i).Load(); i != p.slot && holder != 0 && !p.gone(holder) {
+			tokens = append(tokens, holder)
+		}
+	}
+	return tokens
+}
+
 func (p *Page) others() bool {
 	for i := range p.Slots() {
 		if holder := p.slotWord(i).Load(); i != p.slot && holder != 0 && !p.gone(holder) {

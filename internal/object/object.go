@@ -46,7 +46,7 @@ func SetDefault(s System) {
 
 // HeaderUsed is how many bytes at the front of an object package shm uses for the
 // header of a block.
-const HeaderUsed = 512
+const HeaderUsed = 768
 
 // Errors that io/fs has no name for. Package shm exports them and says what they
 // mean to its callers.
@@ -224,29 +224,38 @@ type Locks interface {
 	// a header alone, and never for anonymous ones.
 	Lockable() error
 
-	// TryLock takes the mutex without waiting. The error is ErrBusy if another
-	// Object has it. An Object that is not writable cannot take it.
+	// Join adds the Object to those that have joined, until Leave: to the writers
+	// or to the others. The error is ErrBusy while another Object is alone. On some
+	// systems the others do not see an Object that is not writable.
+	Join(writer bool) error
+
+	// TryAlone makes the Object be alone, until Leave: no other Object joins or
+	// locks. The error is ErrBusy if another Object has joined, is alone, or has the
+	// lock of TryLock. An Object that is not writable cannot be alone.
+	TryAlone() error
+
+	// TryLock keeps other Objects from being alone and from TryLock, until Unlock,
+	// without waiting. The error is ErrBusy if another Object does so, or is alone.
+	// An Object that is not writable cannot do it.
 	TryLock() error
 
-	// Unlock releases the mutex, if it is held. The goroutine that took it calls it.
+	// Unlock ends what TryLock began. The goroutine that called TryLock calls it.
 	Unlock()
-
-	// Join adds the Object to those that have joined, until Leave. The error is
-	// ErrBusy while another Object is alone. An Object that is not writable may
-	// join without the mutex; on some systems others do not see that it has.
-	Join() error
-
-	// Alone reports whether no other Object has joined. The caller holds the mutex.
-	// If it is true, no other Object joins until the caller calls Join or Leave.
-	Alone() (bool, error)
 
 	// Others returns whether other Objects have joined. It takes no lock that
 	// another Object would see.
 	Others() (Presence, error)
 
-	// Leave releases everything: the mutex, and what Join and Alone gave. It may be
-	// called at any time and more than once. An object that is not published loses
-	// its claim to its name.
+	// Count returns how many other Objects have joined. It is exact if none joins or
+	// leaves meanwhile.
+	Count() (int, error)
+
+	// Holders returns the other Objects that have joined, in no order. The error is
+	// errors.ErrUnsupported if the system does not know who they are.
+	Holders() ([]Holder, error)
+
+	// Leave releases everything. It may be called at any time and more than once. An
+	// object that is not published loses its claim to its name.
 	Leave()
 }
 
@@ -256,8 +265,18 @@ type Presence int
 const (
 	Nobody   Presence = iota
 	Somebody          // at least one other Object has joined
-	Deciding          // another Object is finding out whether it is alone
+	Ending            // as Somebody, but all their processes have ended: the system is releasing their locks
+	Deciding          // another Object is alone
 )
+
+// A Holder is another Object that has joined. What it says of the process is the
+// process's own claim; that it has joined is the system's.
+type Holder struct {
+	PID    int
+	Writer bool
+	Here   bool // PID means this process's namespace of process ids
+	Gone   bool // the process has ended, but a child of it still has the lock
+}
 
 // Stat is what the system knows of an object.
 type Stat struct {

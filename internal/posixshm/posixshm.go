@@ -414,18 +414,56 @@ func (h *handle) Unlock() {
 	}
 }
 
-// Join implements [object.Locks]. A process that may only read cannot write to the
-// lock page, so others do not see that it is attached.
-func (h *handle) Join() error {
-	if h.page != nil && h.writable && !h.page.Join() {
+// Join implements [object.Locks]. Slots are taken under the mutex, which a creator
+// has from before. A process that may only read cannot write to the lock page, so
+// others do not see that it is attached.
+func (h *handle) Join(bool) error {
+	if h.page == nil || !h.writable {
+		return nil
+	}
+	if !h.unborn {
+		if !h.page.Lock() {
+			return object.ErrBusy
+		}
+		defer h.page.Unlock()
+	}
+	if !h.page.Join() {
 		return fmt.Errorf("%w: %d attachments: %w", object.ErrNoSpace, h.page.Slots(), syscall.ENOLCK)
 	}
 	return nil
 }
 
-// Alone implements [object.Locks]. Nothing is stored: no other process joins
-// without the mutex.
-func (h *handle) Alone() (bool, error) { return h.page == nil || !h.writable || h.page.Alone(), nil }
+// TryAlone implements [object.Locks]: whoever has the mutex keeps others from
+// joining.
+func (h *handle) TryAlone() error {
+	if err := h.TryLock(); err != nil || h.page == nil || !h.writable {
+		return err
+	}
+	if !h.page.Alone() {
+		h.page.Unlock()
+		return object.ErrBusy
+	}
+	return nil
+}
+
+// Count implements [object.Locks].
+func (h *handle) Count() (int, error) {
+	holders, err := h.Holders()
+	return len(holders), err
+}
+
+// Holders implements [object.Locks]. Slots of processes that have ended count for
+// nothing.
+func (h *handle) Holders() (list []object.Holder, err error) {
+	if h.page == nil {
+		return nil, nil
+	}
+	for _, token := range h.page.Holders() {
+		pid := int(token >> (64 - h.sys.kernel.PIDBits()))
+		list = append(list, object.Holder{PID: pid, Writer: true, Here: true})
+	}
+	return list, nil
+}
 
 // Others implements [object.Locks]. It never finds a process deciding: that has a
 // slot as well, or has found all of them free.

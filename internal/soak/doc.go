@@ -18,7 +18,8 @@
 //   - Whoever is attached finds its block under its name, and what it finds in
 //     the block is what was written there.
 //   - No call fails in a way that it should not.
-//   - When all are gone, no name is left, but those of Persistent blocks.
+//   - When all have been waited for, no block can be opened and no name is left, but
+//     those of Persistent blocks, whatever their children still hold.
 //   - A process that has closed what it opened has no descriptor and no mapping
 //     of it any more.
 //

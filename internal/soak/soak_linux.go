@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -116,7 +115,7 @@ func (s storm) epoch(number int, names []string, journals []journal, file *os.Fi
 	for slot, j := range journals {
 		all.Go(func() {
 			for n := range livesInEpoch {
-				l := life{s.seed, slot, number*livesInEpoch + n, names, (slot+n)%4 == 0}
+				l := life{s.seed, slot, number*livesInEpoch + n, names, (slot+n)%2 == 0}
 				f, list, err := l.run(j, file)
 				mu.Lock()
 				sum.add(f)
@@ -141,17 +140,11 @@ func (s storm) epoch(number int, names []string, journals []journal, file *os.Fi
 func (l life) run(j journal, file *os.File) (figures, []entry, error) {
 	j.clear()
 	who := fmt.Sprintf("seed %d, slot %d, life %d", l.Seed, l.Slot, l.Number)
-	var stderr bytes.Buffer
-	cmd, gone, err := l.start(file, &stderr)
+	cmd, err := l.start(file)
 	if err != nil {
 		return figures{}, nil, err
 	}
-	err = cmd.Wait()
-	// The children that it has started hold its locks until they exec, and until
-	// then they hold the pipe.
-	io.Copy(io.Discard, gone)
-	gone.Close()
-
+	err = cmd.Wait() // and not for the children that it has just started, which hold its locks
 	f := figures{lives: 1, operations: int(j.operations())}
 	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	switch {
@@ -160,7 +153,7 @@ func (l life) run(j journal, file *os.File) (figures, []entry, error) {
 	case err == nil:
 		f.exits++
 	default:
-		return f, nil, fmt.Errorf("%s: %w: %s", who, err, stderr.String())
+		return f, nil, fmt.Errorf("%s: %w", who, err)
 	}
 	if l.Exec {
 		f.execs++
@@ -176,27 +169,18 @@ func (l life) run(j journal, file *os.File) (figures, []entry, error) {
 	return f, entries, nil
 }
 
-// start starts a process with a pipe, the end of which it returns, as
-// descriptor 3 and the journals as descriptor 4.
-func (l life) start(file *os.File, stderr io.Writer) (*exec.Cmd, *os.File, error) {
+// start starts a process with the journals as descriptor 3. No pipe leads to it:
+// its children would have that as well.
+func (l life) start(file *os.File) (*exec.Cmd, error) {
 	text, err := json.Marshal(l)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer w.Close()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), envLife+"="+string(text))
-	cmd.ExtraFiles = []*os.File{w, file}
-	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		r.Close()
-		return nil, nil, err
-	}
-	return cmd, r, nil
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.Stderr = os.Stderr
+	return cmd, cmd.Start()
 }
 
 // compare returns an error if two different blocks were attached to under one

@@ -8,6 +8,7 @@ import (
 
 func TestMain(m *testing.M) {
 	workerMain()
+	restartedMain()
 	os.Exit(m.Run())
 }
 

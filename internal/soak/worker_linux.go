@@ -62,8 +62,7 @@ func workerMain() {
 		panic(err)
 	}
 	unix.CloseOnExec(3) // see start
-	unix.CloseOnExec(4)
-	j, err := mapJournal(os.NewFile(4, "soak"), l.Slot)
+	j, err := mapJournal(os.NewFile(3, "soak"), l.Slot)
 	if err != nil {
 		panic(err)
 	}

@@ -1,4 +1,4 @@
-"""Named shared memory that exists as long as a process is attached to it.
+"""Named shared memory that lives exactly as long as a process is attached to it.
 
 A block is memory with a name, which the processes of one machine can attach to. A
 :class:`Segment` is one attachment. Python processes attach by this module and Go
@@ -25,7 +25,8 @@ if not sys.platform.startswith("linux"):
     raise ImportError("shmkit needs Linux: elsewhere blocks are not held by file locks")
 
 from ._header import HeaderError, NotSegmentError, VersionError
+from ._linux import Holder
 from ._segment import Segment, reap, unlink
 
-__all__ = ["HeaderError", "NotSegmentError", "Segment", "VersionError", "reap", "unlink"]
+__all__ = ["HeaderError", "Holder", "NotSegmentError", "Segment", "VersionError", "reap", "unlink"]
 __version__ = "0.1.0"

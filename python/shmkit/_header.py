@@ -10,7 +10,7 @@ import time
 from typing import List, NamedTuple
 
 MAGIC = b"shmkit\x1a\n"
-VERSION = 1
+VERSION = 2
 
 PERSISTENT = 1 << 0
 SPARSE = 1 << 1

@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import itertools
 import os
+import random
 import select
 import stat
 import struct
 import time
-from typing import Callable, List, Set, TypeVar
+from typing import Callable, List, NamedTuple, Set, Tuple, TypeVar
 
 DIR = "/dev/shm/"
 
@@ -17,39 +19,126 @@ _F_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", 37)
 # struct flock: type, whence, start, length, process id (zero), padding.
 _FLOCK = struct.Struct("hhqqi0q")
 
-UNHELD, SHARED, ALONE = fcntl.F_UNLCK, fcntl.F_RDLCK, fcntl.F_WRLCK
+# The locks are on bytes of the object beyond all data: one that try_lock locks, and
+# one for each attachment that has joined, which says whose it is. To be alone is to
+# lock all of them. They end below 1<<63-1: a lock up to there is reported with
+# length 0.
+LOCK_BYTE = 1 << 62
+WRITERS = 5 << 60  # own bytes of attachments that may write
+READERS = 6 << 60  # and of the others
+END_OF_LOCKS = 7 << 60
 
-# Two bytes of the object, beyond all data, that are locked.
-MUTEX = 1 << 62  # locked ALONE, for microseconds, to attach, detach or unlink
-LIFE = MUTEX + 1  # locked SHARED by each attachment
+# A tag names an attachment: 20 bits for the namespace of process ids, 0 if it is
+# not known, 22 for the process id, 18 that count attachments of the process.
+_PID_BITS = 22  # process ids end at 4194303: PID_MAX_LIMIT
+_COUNT_BITS = 18
+
+_tags = itertools.count(random.randrange(1 << _COUNT_BITS))
+
+
+def _namespace() -> int:
+    """The low 20 bits of the inode number of this process's namespace of process ids.
+
+    The kernel hands the numbers out from the lowest: namespaces(7). It is asked each
+    time, because a forked child can have another namespace.
+    """
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino & ((1 << 20) - 1)
+    except OSError:
+        return 0
+
+
+def _new_tag() -> int:
+    count = next(_tags) & ((1 << _COUNT_BITS) - 1)
+    return _namespace() << (_PID_BITS + _COUNT_BITS) | os.getpid() << _COUNT_BITS | count
+
+
+class Holder(NamedTuple):
+    """An attachment to a block.
+
+    That it exists is the word of the kernel. What it says of itself is the word of
+    its process, which can forge it.
+    """
+
+    pid: int  #: process id, as the process saw it
+    readonly: bool  #: opened so
+    here: bool  #: pid means that process here: it has the same namespace of process ids
+    gone: bool  #: the process has ended, but a child of it has the attachment
+
+
+def ended(pid: int) -> bool:
+    """Whether no process has this id; one that may not be asked about exists: kill(2)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _holder(at: int) -> Holder:
+    namespace = at >> (_PID_BITS + _COUNT_BITS) & ((1 << 20) - 1)
+    pid = at >> _COUNT_BITS & ((1 << _PID_BITS) - 1)
+    here = namespace != 0 and namespace == _namespace()
+    return Holder(pid, at >= READERS, here, here and ended(pid))
+
+
+# What Object.others can see.
+NOBODY = 0
+SOMEBODY = 1  # at least one other Object has joined
+ENDING = 2  # as SOMEBODY, but all their processes have ended: the kernel is releasing their locks
+DECIDING = 3  # another Object is alone
 
 T = TypeVar("T")
 
 
-class Retry(Exception):
-    """A transient condition, its cause: retry from the name."""
+class Again(Exception):
+    """A transient condition, its cause: close the object and start again from the name."""
 
 
-PATIENCE = 2.0  # seconds, the sum of the pauses of a call that waits for other processes
+PATIENCE = 2.0  # seconds; what the pauses of one call that waits for other processes come to
 
 
-def retry(f: Callable[[], T]) -> T:
-    """Call f until it does not raise Retry, with pauses of PATIENCE in all; then raise the cause.
+class Attempt:
+    """The state of one call that may have to wait, shared by all loops in which it does.
 
-    It adds up the pauses instead of reading a clock: a process that was stopped meanwhile,
-    as in a frozen container, must not give up when it continues.
+    It adds up its pauses and does not ask the clock: while the process, its container
+    or the machine is frozen, time passes in which nothing could change.
     """
-    pause, waited = 20e-6, 0.0
-    while True:
-        try:
-            return f()
-        except Retry as transient:
-            if waited >= PATIENCE:
-                assert transient.__cause__ is not None
-                raise transient.__cause__ from None
-        time.sleep(pause)
-        waited += pause
-        pause = min(2 * pause, 5e-3)
+
+    def __init__(self, left: float) -> None:
+        self.left = left  # what its pauses may still come to
+
+    def may_await_ending(self) -> bool:
+        """Whether it may still wait for the kernel to release the locks of ended processes."""
+        return self.left > PATIENCE / 2
+
+    def retry(self, f: Callable[[], T]) -> T:
+        """Call f until it does not raise Again, or no patience is left; then raise the cause.
+
+        The less patience is left, the shorter the pauses, so that a process that has
+        waited for long comes before those that begin to.
+        """
+        first = pause = 20e-6
+        while True:
+            try:
+                return f()
+            except Again as again:
+                if self.left <= 0:
+                    assert again.__cause__ is not None
+                    raise again.__cause__ from None
+            # Processes that begin to wait together do not go on together.
+            jittered = random.uniform(0.5, 1.5) * pause
+            time.sleep(jittered)
+            self.left -= jittered
+            pause = min(2 * pause, 10e-3, max(self.left / 200, first))
+
+
+def patiently(f: Callable[[Attempt], T]) -> T:
+    """Retry f, a call that gets the attempt that it is part of."""
+    attempt = Attempt(PATIENCE)
+    return attempt.retry(lambda: f(attempt))
 
 
 def os_error(number: int, name: str) -> OSError:
@@ -95,35 +184,99 @@ class Object:
         """Close the descriptor. A second call does nothing."""
         self._owner.close()
 
-    def lock(self, byte: int, how: int) -> bool:
-        """Lock, relock or unlock a byte without waiting; False if another lock conflicts.
+    def _set_lock(self, how: int, start: int, length: int) -> bool:
+        """Set a lock without waiting; False if another description is in the way.
 
-        A failed change from SHARED to ALONE keeps the lock SHARED. The kernel releases
-        the locks with the description, however the process ends.
+        A change that fails keeps what there was. The kernel releases the locks when
+        the description goes, however the process ends.
         """
         try:
-            fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(how, os.SEEK_SET, byte, 1, 0))
+            # The owner, not its number: no signal comes between asking for that and its use.
+            fcntl.fcntl(self._owner, _F_OFD_SETLK, _FLOCK.pack(how, os.SEEK_SET, start, length, 0))
         except (BlockingIOError, PermissionError):
             return False
         return True
 
-    def must_lock(self, byte: int, how: int) -> None:
-        """lock, but raise Retry if another lock conflicts."""
-        if not self.lock(byte, how):
-            raise Retry from busy(self.name)
+    def _get_lock(self, start: int, end: int) -> Tuple[bool, int, int]:
+        """A lock of another description on one of the bytes: whether there is one, its start and length."""
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
+        kind, _, at, length, _ = _FLOCK.unpack(fcntl.fcntl(self._owner, _F_OFD_GETLK, wanted))
+        return kind != fcntl.F_UNLCK, at, length
 
-    def unlock(self) -> None:
+    def must_join(self, writer: bool) -> None:
+        """Lock a byte of its own, among the writers or the others; Again while another Object is alone.
+
+        A writable description takes a write lock, so that no other attachment has its
+        byte. One for reading only can take no more than a read lock, and relies on the
+        number that its process gives it.
+        """
+        how = fcntl.F_WRLCK if self.writable else fcntl.F_RDLCK
+        while True:
+            own = (WRITERS if writer else READERS) | _new_tag()
+            if self._set_lock(how, own, 1):
+                return
+            there, _, length = self._get_lock(own, own + 1)
+            if there and length != 1:
+                raise Again from busy(self.name)
+
+    def try_alone(self) -> bool:
+        """Keep all other Objects from joining and from try_lock, until leave.
+
+        False if another has joined, is alone, or has the lock of try_lock.
+        """
+        return self._set_lock(fcntl.F_WRLCK, LOCK_BYTE, END_OF_LOCKS - LOCK_BYTE)
+
+    def must_be_alone(self) -> None:
+        if not self.try_alone():
+            raise Again from busy(self.name)
+
+    def try_lock(self) -> bool:
+        """Keep other Objects from being alone and from try_lock, until leave."""
+        return self._set_lock(fcntl.F_WRLCK, LOCK_BYTE, 1)
+
+    def must_lock(self) -> None:
+        if not self.try_lock():
+            raise Again from busy(self.name)
+
+    def leave(self) -> None:
         """Release all locks.
 
         It must come before close: a child that another thread is starting, and a mapping
         and its views, keep the description open.
         """
-        fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(UNHELD, os.SEEK_SET, 0, 0, 0))
+        self._set_lock(fcntl.F_UNLCK, 0, 0)
 
-    def holder(self, byte: int) -> int:
-        """Return how other descriptions have locked a byte; takes no lock."""
-        lock = fcntl.fcntl(self.fd, _F_OFD_GETLK, _FLOCK.pack(ALONE, os.SEEK_SET, byte, 1, 0))
-        return int(_FLOCK.unpack(lock)[0])
+    def others(self) -> int:
+        """Which other Objects have joined, without a lock that they would see."""
+        there, at, length = self._get_lock(WRITERS, END_OF_LOCKS)
+        if not there:
+            return NOBODY
+        if length != 1:
+            return DECIDING
+        if _holder(at).gone and all(h.gone for h in self.holders()):
+            return ENDING
+        return SOMEBODY
+
+    def holders(self) -> List[Holder]:
+        """The other Objects that have joined, in no order: the kernel tells one lock a call.
+
+        It is exact if none joins or leaves meanwhile.
+        """
+        holders: List[Holder] = []
+        ranges = [(WRITERS, END_OF_LOCKS)]
+        calls = 4096  # an end, should a process lock all bytes
+        while ranges and calls:
+            start, end = ranges.pop()
+            if start >= end:
+                continue
+            calls -= 1
+            there, at, length = self._get_lock(start, end)
+            if not there:
+                continue
+            if length == 1:
+                holders.append(_holder(at))
+            ranges += [(start, at), (at + max(length, 1), end)]
+        return holders
 
     def check_regular(self) -> None:
         """Raise ValueError unless the object is a regular file."""
@@ -147,8 +300,8 @@ class Object:
                     return
         raise OSError(errno.ENOTSUP, f"{DIR} is not a tmpfs", self.name)
 
-    def named(self) -> bool:
-        """Return whether the name leads to this object. The inode number of an open file is not reused."""
+    def linked(self) -> bool:
+        """Whether the name leads to this object; an open inode's number is not reused."""
         try:
             there = os.stat(DIR + self.name, follow_symlinks=False)
         except FileNotFoundError:
@@ -211,13 +364,13 @@ def open_object(name: str, write: bool) -> Object:
         if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise ValueError(f"not a regular file: {name!r}") from None
         if e.errno == errno.EAGAIN:  # another process has a lease on it: fcntl(2)
-            raise Retry from busy(name)
+            raise Again from busy(name)
         raise renamed(e, name) from None
 
 
-def unlink_if_named(o: Object) -> None:
-    """Unlink the object, or raise FileNotFoundError if its name does not lead to it."""
-    if not o.named():
+def unlink_if_linked(o: Object) -> None:
+    """Unlink the object if its name leads to it, or raise FileNotFoundError."""
+    if not o.linked():
         raise os_error(errno.ENOENT, o.name)
     unlink_object(o.name)
 

@@ -19,7 +19,7 @@ from typing import Any, Callable, List, Optional, Set, Tuple, Type
 
 from . import _header, _linux
 from ._header import COUNT, LIVE, SIZE, STALE, STATE, WRITTEN, Layout
-from ._linux import ALONE, LIFE, MUTEX, SHARED, UNHELD, Object, Retry, os_error, retry
+from ._linux import Again, Attempt, Holder, Object, os_error, patiently
 
 # Before 3.13 each mapping keeps a copy of the descriptor, which data does not need.
 _UNTRACKED = {"trackfd": False} if sys.version_info >= (3, 13) else {}
@@ -32,9 +32,9 @@ def _access(writable: bool) -> int:
 class _Words:
     """The words of the header that change.
 
-    Each is read and written by one aligned access of its size. Only the holder of the
-    mutex changes count. Stores to the others do not depend on their values before (see
-    Segment.truncate).
+    Each is read and written by one aligned access of its size. The count decides
+    nothing, so that a change of it can be lost; what a Python process does to the
+    others needs no comparison with what they were (see Segment.truncate).
     """
 
     def __init__(self, o: Object, layout: Layout, writable: bool) -> None:
@@ -45,7 +45,7 @@ class _Words:
         self._by_size = {4: self._view.cast("I"), 8: self._view.cast("Q")}
 
     def _check(self) -> None:
-        # Access to memory that another program has truncated would end the process.
+        # To access memory that another process has truncated would end the process.
         if self._map.size() < self._whole:
             raise OSError(errno.EFAULT, "block was truncated by another program", self._name)
 
@@ -72,12 +72,14 @@ class _Attachment:
     again if it is stopped itself.
     """
 
-    def __init__(self, o: Object, layout: Layout) -> None:
+    def __init__(self, o: Object, layout: Layout, readonly: bool) -> None:
         self.object = o
         self.layout = layout
+        self.readonly = readonly
         self.pid = os.getpid()
-        self.counted = False
-        # The count without this attachment; None while other processes can change it.
+        self.joined = False  # other processes may have seen it
+        self.counted = False  # in the count of the header
+        # What the count is without this attachment, while that is being changed.
         self.others: Optional[int] = None
         self.settled = False  # only locks and memory are left to release
         self.words = _Words(o, layout, o.writable)
@@ -103,59 +105,59 @@ class _Attachment:
     def init_header(self) -> None:
         """Make this the first attachment of a block that is not published.
 
-        It joins before: a block that is published had an attachment, and is stale once it
-        has none.
+        It joins before: a block that is published had an attachment, and is stale
+        once it has none.
         """
         self.object.check_lockable()
-        self.object.must_lock(LIFE, SHARED)
+        self._join()
         os.pwrite(self.object.fd, _header.marshal(self.layout), 0)
         self.counted = True
 
-    def attach(self) -> None:
-        """Attach, or raise; the caller then calls detach to release the locks."""
-        if not self.object.writable:
-            return self._attach_uncounted()
-        self.object.must_lock(MUTEX, ALONE)
-        abandoned = self.object.lock(LIFE, ALONE)
-        if abandoned and not self.layout.persistent:
-            with contextlib.suppress(OSError):
-                _mark_stale_and_unlink(self.object)  # all that were attached have been killed
-            raise os_error(errno.ENOENT, self.object.name)
-        self._join()
-        self.others = 0 if abandoned else self.words.load(COUNT, 4)  # abandoned: it counts killed processes
-        self.words.store(COUNT, 4, (self.others + 1) & 0xFFFFFFFF)
-        self.counted = True
-        self.others = None
-        self.object.must_lock(MUTEX, UNHELD)
+    def attach(self, attempt: Attempt) -> None:
+        """Register with the block. If it raises, the caller detaches.
 
-    def _attach_uncounted(self) -> None:
-        """Attach without permission to write, and so without being counted.
-
-        It must see another attachment before it joins. Two such processes that came to a
-        stale block and looked afterwards would each take the other for a reason to stay.
+        Once this attachment has joined, another process may have seen it and left the
+        block to it.
         """
-        how = self.object.holder(LIFE)
-        if how == ALONE:  # another process is finding out whether the block is stale
-            raise Retry from _linux.busy(self.object.name)
-        if how == UNHELD and not self.layout.persistent:
+        held = _in_use(attempt, self.object)
+        if not held and not self.layout.persistent:
+            if self.object.writable:
+                self.object.must_be_alone()
+                with contextlib.suppress(OSError):
+                    _unlink_and_mark_stale(self.object)  # all that were attached have been killed
             raise os_error(errno.ENOENT, self.object.name)
         self._join()
+        if not self.object.linked():
+            raise Again from os_error(errno.ENOENT, self.object.name)
+        if self.words.load(STATE, 4) != LIVE:
+            raise Again from _header.HeaderError("damaged block header: marked stale under its name")
+        if self.object.writable:
+            self.others = self.words.load(COUNT, 4) if held else 0  # if it is alone, the others were killed
+            self.words.store(COUNT, 4, (self.others + 1) & 0xFFFFFFFF)
+            self.counted = True
+            self.others = None
 
     def _join(self) -> None:
-        """Join, and make sure that the name still leads to this block."""
-        self.object.must_lock(LIFE, SHARED)
-        if not self.object.named():
-            raise Retry from os_error(errno.ENOENT, self.object.name)
-        if self.words.load(STATE, 4) != LIVE:
-            raise Retry from _header.HeaderError("damaged block header: marked stale under its name")
+        self.joined = True
+        try:
+            self.object.must_join(not self.readonly)
+        except Again:
+            self.joined = False
+            raise
+
+    def holders(self) -> List[Holder]:
+        """Who is attached, this attachment included."""
+        gone = self.pid != os.getpid() and _linux.ended(self.pid)  # of a forked child it is the parent's
+        return [*self.object.holders(), Holder(self.pid, self.readonly, True, gone)]
 
     def detach(self) -> None:
         """End the attachment, and the block if it was the last one. A second call does nothing.
 
-        The kernel's locks decide that, because the count can include killed processes. If a
-        stopped process holds the mutex for longer than PATIENCE, the block stays, stale if no
-        other process is attached. An exception such as KeyboardInterrupt is raised when the
-        attachment has ended.
+        The locks decide that: killed processes can still be in the count, which only
+        says which order to try first. If a process that was stopped while it was alone
+        keeps others from the block, detach waits no longer than patience. If no other
+        process is attached, the block is then stale. An exception such as
+        KeyboardInterrupt is raised when the attachment has ended.
         """
         if self._detaching.locked():  # by another thread, or a call that a signal handler has interrupted
             return
@@ -176,27 +178,54 @@ class _Attachment:
                     with contextlib.suppress(OSError):  # it detaches all the same
                         self._settle()
                     self.settled = True
-                self.object.unlock()
+                self.object.leave()
             self.words.close()
             self._watches = []
             _attached.discard(self)
             self.object.close()
 
     def _settle(self) -> None:
-        """Lower the count, and remove the block if no other process is attached."""
-        if not self.counted and self.others is None:
+        """Leave the count, and end the block if no other process is attached."""
+        last = self._uncount()
+        o = self.object
+        if not self.joined or self.layout.persistent or not o.writable:
             return
-        try:
-            retry(functools.partial(self.object.must_lock, MUTEX, ALONE))
-            alone = True
-        except TimeoutError:
-            alone = False
-        with contextlib.suppress(OSError):  # a truncated block does not change the decision
-            if self.others is None:
-                self.others = (self.words.load(COUNT, 4) - 1) & 0xFFFFFFFF
-            self.words.store(COUNT, 4, self.others)
-        if alone and not self.layout.persistent and self.object.lock(LIFE, ALONE):
-            _mark_stale_and_unlink(self.object)
+        if last and o.try_alone():
+            return _unlink_and_mark_stale(o)
+        # Having left, one of several that leave at once finds that it is the last.
+        o.leave()
+        patiently(lambda _: _end(o))
+
+    def _uncount(self) -> bool:
+        """Leave the count, and return whether that makes it zero."""
+        last = False
+        if self.counted or self.others is not None:
+            with contextlib.suppress(OSError):  # truncated, which does not change the verdict
+                if self.others is None:
+                    self.others = (self.words.load(COUNT, 4) - 1) & 0xFFFFFFFF
+                self.words.store(COUNT, 4, self.others)
+            last = self.others == 0
+            self.counted = False
+            self.others = None
+        return last
+
+
+def _in_use(attempt: Attempt, o: Object) -> bool:
+    """Whether a process is attached to the block; if not, and it is not persistent, it is stale."""
+    others = o.others()
+    if others == _linux.DECIDING or others == _linux.ENDING and attempt.may_await_ending():
+        raise Again from _linux.busy(o.name)
+    return others != _linux.NOBODY
+
+
+def _end(o: Object) -> None:
+    """End a block that this process has left, unless another one is attached."""
+    others = o.others()
+    if others == _linux.DECIDING:
+        raise Again from _linux.busy(o.name)
+    if others == _linux.NOBODY:
+        o.must_be_alone()
+        _unlink_and_mark_stale(o)
 
 
 _attached: Set[_Attachment] = set()
@@ -208,17 +237,25 @@ def _detach_all() -> None:
         attachment.detach()
 
 
-def _mark_stale_and_unlink(o: Object) -> None:
+def _unlink_and_mark_stale(o: Object) -> None:
     """Remove a block without attachments, or raise why it could not be unlinked.
 
-    The caller has locked MUTEX and LIFE ALONE. In a directory with the sticky bit only the
-    owner may unlink; otherwise the block stays, stale, for its owner.
+    The caller is alone. In a directory with the sticky bit only the owner may
+    unlink; the block then stays, stale, for its owner. The mark comes last: were a
+    block marked under its name by a process that is then killed, and a child of that
+    kept a lock, it could be neither opened nor removed.
     """
     try:
+        _linux.unlink_if_linked(o)
+    except FileNotFoundError:
+        _mark_stale(o)
+        raise
+    _mark_stale(o)
+
+
+def _mark_stale(o: Object) -> None:
+    with contextlib.suppress(OSError):  # a full or truncated object does not matter any more
         os.pwrite(o.fd, struct.pack("=I", STALE), STATE)
-    except OSError:  # a full object does not change the decision
-        pass
-    _linux.unlink_if_named(o)
 
 
 def _read_header(o: Object) -> Layout:
@@ -227,8 +264,8 @@ def _read_header(o: Object) -> Layout:
     return _header.parse(os.pread(o.fd, _header.USED, 0), o.stat.st_size)
 
 
-def _reap(name: str) -> bool:
-    """Unlink the block called name if it has a header and is stale; return whether it did."""
+def _reap(attempt: Attempt, name: str) -> bool:
+    """Unlink the block called name if it has a header and is stale, and return whether it did."""
     o = _linux.open_object(name, True)
     try:
         try:
@@ -238,61 +275,61 @@ def _reap(name: str) -> bool:
         if layout.persistent:
             return False
         o.check_lockable()
-        # Asking first spares blocks in use: the lock would make an opener wait.
-        how = o.holder(LIFE)
-        if how == SHARED:
+        if _in_use(attempt, o):
             return False
-        if how == ALONE:
-            raise Retry from _linux.busy(name)
         try:
-            o.must_lock(MUTEX, ALONE)
-            o.must_lock(LIFE, ALONE)
-            _mark_stale_and_unlink(o)
+            o.must_be_alone()  # another process may have attached in the meantime
+            _unlink_and_mark_stale(o)
             return True
         finally:
-            o.unlock()
+            o.leave()
     finally:
         o.close()
 
 
-def _taken(name: str) -> bool:
-    """Return whether the name is that of a block in use, a persistent one, or another user's; remove a stale one."""
+def _name_in_use(attempt: Attempt, name: str) -> bool:
+    """Whether the name is that of a block that is in use, persistent, or another user's.
+
+    A stale block loses it.
+    """
     try:
-        return not _reap(name)
+        return not _reap(attempt, name)
     except PermissionError:
         return True
-    except (OSError, ValueError, Retry):
+    except (OSError, ValueError, Again):
         return False
 
 
 def reap() -> List[str]:
-    """Unlink all stale blocks that the process is permitted to unlink; return their names.
+    """Unlink all stale blocks, as far as this process may, and return their names.
 
-    Blocks in use, persistent blocks, and blocks of other programs are not touched.
+    A block is stale if it is not persistent and no process is attached to it: such
+    blocks are what killed processes leave behind.
     """
     reaped = []
     for name in _linux.names():
         try:
-            if _reap(_clean(name)):
+            if _reap(Attempt(0), _clean(name)):  # without waiting
                 reaped.append(name)
-        except (OSError, ValueError, Retry):
-            pass  # another program's, not stale, or not permitted
+        except (OSError, ValueError, Again):
+            pass  # not ours, not stale, or not for us to remove
     return reaped
 
 
 def unlink(name: str) -> None:
-    """Remove the name of a block immediately, whether processes are attached or not.
+    """Take the name of a block away at once, attached or not.
 
-    Attachments keep the memory. It works on every kind of block. Raises FileNotFoundError,
-    PermissionError, TimeoutError, or ValueError for a bad name or a file that is not regular.
+    Existing attachments keep the memory. It works on every kind of block.
+    Raises FileNotFoundError, PermissionError, TimeoutError, or ValueError for a
+    bad name or what is not a regular file.
     """
     name = _clean(name)
-    retry(lambda: _unlink_once(name, None))
+    patiently(lambda _: _unlink_once(name, None))
 
 
 def _unlink_once(name: str, only: Optional[Object]) -> None:
-    """Unlink only, or if that is None the block that has the name."""
-    if only is not None and not only.named():
+    """Unlink whatever block has the name or, with only, that one."""
+    if only is not None and not only.linked():
         raise os_error(errno.ENOENT, name)
     try:
         o = _linux.open_object(name, True)
@@ -300,13 +337,13 @@ def _unlink_once(name: str, only: Optional[Object]) -> None:
         return _linux.unlink_unopened(name)
     try:
         o.check_regular()
-        o.must_lock(MUTEX, ALONE)
+        o.must_lock()
         try:
-            if not o.named():
-                raise Retry from os_error(errno.ENOENT, name)  # another block has the name now
-            _linux.unlink_if_named(only or o)
+            if not o.linked():
+                raise Again from os_error(errno.ENOENT, name)  # another block has the name now
+            _linux.unlink_if_linked(only or o)
         finally:
-            o.unlock()
+            o.leave()
     finally:
         o.close()
 
@@ -328,17 +365,16 @@ class Segment:
     nothing uses its memory. Methods of a closed Segment raise ValueError, as those of a
     file do.
 
-    Threads can share a Segment. A process forked by ``os.fork`` has no attachment of its
-    own: the memory that it inherits stays valid, and keeps the block as long as either
-    process has it, until the parent closes. Open the block in the child to attach it.
-    A pickled Segment does that: its copy is a new attachment.
+    Threads can share a Segment. A process forked by ``os.fork`` is no attachment
+    of its own: what it inherits is valid memory, and keeps the block as long as
+    either process has it, until the parent closes. Open the block in the child
+    to attach it. Pickling does that: the copy is a new attachment.
     """
 
-    def __init__(self, attachment: _Attachment, data: mmap.mmap, readonly: bool) -> None:
+    def __init__(self, attachment: _Attachment, data: mmap.mmap) -> None:
         """Not for users."""
         self._attachment = attachment
         self._data: Optional[mmap.mmap] = data
-        self._readonly = readonly
 
     @classmethod
     def create(
@@ -351,16 +387,19 @@ class Segment:
         memory is reserved unless the block is sparse. Access to a sparse block ends the
         process if there is no memory left.
 
-        Raises FileExistsError, OSError with ENOSPC, or ENOTSUP if /dev/shm is not a tmpfs,
-        PermissionError, TimeoutError, ValueError for a bad name, size or mode, or TypeError
-        for a name that is not a str. On error it leaves nothing behind.
+        Raises FileExistsError (a stale block is replaced), OSError with ENOSPC,
+        ENOTSUP where /dev/shm is no tmpfs, PermissionError, TimeoutError, or
+        ValueError for a bad name, size or mode. What fails leaves nothing behind.
         """
         clean = _clean(name) if name is not None else "shm-" + secrets.token_hex(10)
-        if not 0 < size < 1 << 62:
-            raise ValueError(f"bad size {size}: must be at least 1 and less than 2**62")
+        if size <= 0:
+            raise ValueError(f"size {size}: must be at least 1")
         if mode & ~0o777 or mode & 0o600 != 0o600:
-            raise ValueError(f"bad mode {mode:#o}: must be within 0o777 and include 0o600")
-        if name is not None and _taken(clean):  # before any memory is allocated
+            raise ValueError(f"bad mode: {mode:o}")
+        if size >= 1 << 48:  # no address space has room for it
+            raise os_error(errno.ENOSPC, clean)
+        attempt = Attempt(_linux.PATIENCE)
+        if name is not None and _name_in_use(attempt, clean):  # before memory is looked for
             raise os_error(errno.EEXIST, clean)
         flags = (_header.PERSISTENT if persistent else 0) | (_header.SPARSE if sparse else 0)
         layout = _header.new_layout(size, flags)
@@ -374,7 +413,7 @@ class Segment:
 
         def start(a: _Attachment) -> None:
             a.init_header()
-            retry(lambda: _publish(o))
+            attempt.retry(lambda: _publish(attempt, o))
 
         return cls._begin(o, layout, False, start)
 
@@ -382,22 +421,24 @@ class Segment:
     def open(cls, name: str, *, readonly: bool = False) -> "Segment":
         """Attach to the block called name.
 
-        A readonly Segment needs no permission to write. Without that permission it keeps
-        the block but is not counted in refs.
+        A readonly Segment needs no permission to write; without it, it cannot unlink
+        the block when it is the last to leave.
 
-        Raises FileNotFoundError if there is no such block or it is stale, PermissionError,
-        NotSegmentError, VersionError or HeaderError (all ValueError) for its header,
-        ValueError for a bad name, TypeError for a name that is not a str, OSError, or
-        TimeoutError if a process was stopped while it attached or detached. On error it
-        does not change a block that is in use.
+        Raises FileNotFoundError if there is no block, or none that a process is
+        attached to, PermissionError, NotSegmentError, VersionError or HeaderError
+        (all ValueError), ValueError for a bad name, OSError, or TimeoutError if a
+        process was stopped while it ends the block. What fails changes nothing.
+
+        A block whose processes have all ended may still have a lock of a child that
+        is about to release it: open waits for that for a second at most.
         """
         clean = _clean(name)
-        return retry(lambda: cls._open_once(clean, readonly))
+        return patiently(lambda attempt: cls._open_once(attempt, clean, readonly))
 
     @classmethod
-    def _open_once(cls, name: str, readonly: bool) -> "Segment":
+    def _open_once(cls, attempt: Attempt, name: str, readonly: bool) -> "Segment":
         try:
-            # To be counted takes permission to write, so even a readonly Segment asks for it.
+            # Only with write permission can it end the block, so it is asked for even to read.
             o = _linux.open_object(name, True)
         except PermissionError:
             if not readonly:
@@ -409,14 +450,14 @@ class Segment:
         except BaseException:
             o.close()
             raise
-        return cls._begin(o, layout, readonly, _Attachment.attach)
+        return cls._begin(o, layout, readonly, lambda a: a.attach(attempt))
 
     @classmethod
     def _begin(
         cls, o: Object, layout: Layout, readonly: bool, start: Callable[[_Attachment], None]
     ) -> "Segment":
         try:
-            attachment = _Attachment(o, layout)
+            attachment = _Attachment(o, layout, readonly)
         except BaseException:
             o.close()
             raise
@@ -425,18 +466,19 @@ class Segment:
             data = mmap.mmap(o.fd, layout.capacity, access=access, offset=layout.header_size, **_UNTRACKED)
             attachment.watch(data)
             start(attachment)
-            return cls(attachment, data, readonly)
+            return cls(attachment, data)
         except BaseException:
             attachment.detach()
             raise
 
     def close(self) -> None:
-        """Detach, and unlink the block if no other process is attached. A second call does nothing.
+        """Detach, and unlink the block if no other process is attached; again, do nothing.
 
-        While another process holds the block's mutex it pauses, two seconds in all, and then
-        detaches without unlinking. Memory in use stays valid: it is unmapped when no view of
-        buf, and no array made from one, refers to it. But the process is not attached any
-        more. KeyboardInterrupt during close is raised when it has detached.
+        It waits two seconds in all for a process that was stopped while it ends the
+        block, and then gives up the unlinking, not the detaching. Memory in use stays
+        valid: it is unmapped when no view of buf and no array made from one refers
+        to it. But the process is not attached to the block any more.
+        KeyboardInterrupt during close is raised when it has detached.
         """
         try:
             self._attachment.detach()
@@ -458,7 +500,7 @@ class Segment:
         Each access creates a new view, so keep the view where speed matters.
         """
         data = self._open_data()
-        if not self._readonly:
+        if not self.readonly:
             self._attachment.words.store(WRITTEN, 8, self.cap)
         return memoryview(data)[: self.size]
 
@@ -480,9 +522,17 @@ class Segment:
 
     @property
     def refs(self) -> int:
-        """The count of attachments in the header: with killed processes, without those that may only read."""
+        """How many Segments, in all processes, are attached to the block.
+
+        It is exact whenever no process attaches or detaches meanwhile, and a lower
+        bound from about 2,000 on.
+        """
+        return len(self.holders())
+
+    def holders(self) -> List[Holder]:
+        """Who is attached to the block, this Segment included, in no order."""
         self._open_data()
-        return min(self._attachment.words.load(COUNT, 4), (1 << 31) - 1)
+        return self._attachment.holders()
 
     @property
     def id(self) -> bytes:
@@ -491,7 +541,7 @@ class Segment:
 
     @property
     def readonly(self) -> bool:
-        return self._readonly
+        return self._attachment.readonly
 
     @property
     def closed(self) -> bool:
@@ -501,7 +551,7 @@ class Segment:
     def linked(self) -> bool:
         """Whether the name leads to this block."""
         self._open_data()
-        return self._attachment.object.named()
+        return self._attachment.object.linked()
 
     def truncate(self, size: int) -> None:
         """Set size, 0 to cap, for all processes. Bytes that are cut off are cleared.
@@ -510,7 +560,7 @@ class Segment:
         its new size can be lost. Only one process at a time should set the size.
         """
         data = self._open_data()
-        if self._readonly:
+        if self.readonly:
             raise io.UnsupportedOperation("segment is read-only")
         if not 0 <= size <= self.cap:
             raise ValueError(f"bad size {size}: must be 0 to {self.cap}")
@@ -540,13 +590,13 @@ class Segment:
         return start + rest if any(left) else start
 
     def unlink(self) -> None:
-        """Remove the block's name immediately. Attachments keep the memory.
+        """Take the block's name away at once; existing attachments keep the memory.
 
         Raises FileNotFoundError if the block has lost its name already, PermissionError or
         TimeoutError.
         """
         self._open_data()
-        retry(lambda: _unlink_once(self.name, self._attachment.object))
+        patiently(lambda _: _unlink_once(self.name, self._attachment.object))
 
     def __enter__(self) -> "Segment":
         self._open_data()
@@ -565,17 +615,17 @@ class Segment:
         return f"<shmkit.Segment {self.name!r} cap={self.cap}{state}>"
 
 
-def _publish(o: Object) -> None:
-    """Give the block its name; a stale block of that name is removed."""
+def _publish(attempt: Attempt, o: Object) -> None:
+    """Publish the block, if need be in the place of a stale one."""
     try:
         o.publish()
     except FileExistsError as e:
         try:
-            gone = _reap(o.name)
-        except (FileNotFoundError, Retry):
-            gone = True
+            reaped = _reap(attempt, o.name)
+        except (FileNotFoundError, Again):
+            reaped = True
         except (OSError, ValueError):
-            gone = False
-        if gone:
-            raise Retry from e
+            reaped = False
+        if reaped:
+            raise Again from e
         raise

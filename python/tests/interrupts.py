@@ -172,7 +172,8 @@ class Everywhere(Case):
             self.assertEqual(witness.refs, 1)
             self.assertIn(witness.linked, linked)
             if witness.linked:
-                with self.open() as b:  # no process holds the mutex
+                self.assertEqual(witness._attachment.words.load(_header.COUNT, 4), 1)
+                with self.open() as b:
                     self.assertEqual((b.id, b.refs), (witness.id, 2))
             witness.close()
             self.assertFalse(self.exists())
@@ -188,7 +189,7 @@ class Everywhere(Case):
         o.close()
 
     def stale(self, f):
-        """Interrupt f at a stale block, which must stay stale or be removed."""
+        """Interrupt f at a stale block, which must stay stale or go."""
 
         def check(before):
             self.check_descriptors(before)
@@ -227,7 +228,7 @@ class Everywhere(Case):
     def test_reap(self):
         def f(_):
             with contextlib.suppress(FileNotFoundError):  # another program reaped it
-                _segment._reap(self.name)
+                _segment._reap(_linux.Attempt(0), self.name)
 
         self.stale(f)
 
@@ -242,6 +243,7 @@ class Everywhere(Case):
             self.check_descriptors(before)
             with Segment.open(self.name) as a:
                 self.assertEqual(a.refs, 1)
+                self.assertEqual(a._attachment.words.load(_header.COUNT, 4), 1)
                 a.unlink()
 
         self.at_every(prepare, lambda _: Segment.open(self.name), check)

@@ -259,17 +259,18 @@ class Life(Case):
         for f in Segment.open, shmkit.unlink:
             with self.assertRaisesRegex(TypeError, "name must be a str, not NoneType"):
                 f(None)
-        for size in 0, -1, 1 << 63:
+        for size in 0, -1:
             with self.assertRaises(ValueError):
                 Segment.create(None, size)
         for mode in 0o400, 0o4600:
             with self.assertRaises(ValueError):
                 Segment.create(None, 1, mode=mode)
-        with self.assertRaises(OSError) as e:
-            Segment.create(self.name + "x", 1 << 55)
-        self.assertIn(e.exception.errno, (errno.ENOSPC, errno.EFBIG))
+        for size in 1 << 47, 1 << 48, 1 << 64:
+            with self.assertRaises(OSError) as e:
+                Segment.create(self.name + "x", size)
+            self.assertEqual(e.exception.errno, errno.ENOSPC)
         a.close()
-        for use in "buf", "size", "refs", "linked", "unlink", "__enter__":
+        for use in "buf", "size", "refs", "holders", "linked", "unlink", "__enter__":
             with self.subTest(use), self.assertRaises(ValueError):
                 value = getattr(a, use)
                 value()
@@ -285,7 +286,7 @@ class Headers(Case):
         with open(DIR + self.name, "rb") as f:
             b = f.read(_header.USED)
         values = struct.unpack_from("=8sIIQII", b)
-        self.assertEqual(values, (b"shmkit\x1a\n", 1, mmap.PAGESIZE, 1000, 0, os.getpid()))
+        self.assertEqual(values, (b"shmkit\x1a\n", 2, mmap.PAGESIZE, 1000, 0, os.getpid()))
         self.assertEqual(struct.unpack_from("=I", b, 60)[0], _header.crc32c(b[:60]))
 
     def test_every_damaged_byte_is_noticed(self):
@@ -302,14 +303,15 @@ class Headers(Case):
         self.open().unlink()
 
     def forge(self, **values):
-        fields = dict(version=1, header_size=4096, capacity=100, flags=0)
+        fields = dict(version=2, header_size=4096, capacity=100, flags=0)
         fields.update(values)
         b = _header._FIXED.pack(b"shmkit\x1a\n", *fields.values(), 1, 1, bytes(16), 0, 0)[:60]
         return b + struct.pack("=I", _header.crc32c(b)) + bytes(_header.USED - 64)
 
     def test_lies(self):
         for kind, values in [
-            (shmkit.VersionError, dict(version=2)),
+            (shmkit.VersionError, dict(version=1)),
+            (shmkit.VersionError, dict(version=3)),
             (shmkit.HeaderError, dict(header_size=0)),
             (shmkit.HeaderError, dict(header_size=2048)),
             (shmkit.HeaderError, dict(header_size=4097)),
@@ -329,7 +331,7 @@ class Headers(Case):
         a = self.create()
         self.damage(_header.COUNT, b"\xff" * 4)
         self.damage(_header.SIZE, b"\xff" * 8)
-        self.assertEqual([a.size, len(a.buf), a.refs], [100, 100, (1 << 31) - 1])
+        self.assertEqual([a.size, len(a.buf), a.refs], [100, 100, 1])
         self.damage(_header.STATE, struct.pack("=I", 7))
         self.addCleanup(setattr, _linux, "PATIENCE", _linux.PATIENCE)
         _linux.PATIENCE = 0.05
@@ -362,7 +364,8 @@ class Headers(Case):
         a, b = self.create(), self.open()
         for size in mmap.PAGESIZE, 0:
             os.truncate(DIR + self.name, size)
-            for use in "size", "refs", "buf":
+            self.assertEqual(a.refs, 2)
+            for use in "size", "buf":
                 with self.subTest(use), self.assertRaises(OSError):
                     getattr(a, use)
             with self.assertRaises(shmkit.HeaderError):
@@ -423,7 +426,7 @@ class Processes(Case):
         self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10); s.buf[:4] = b'left'"), "done")
         a = self.open()
         p.end()
-        self.assertEqual([bytes(a.buf[:4]), a.linked, a.refs], [b"left", True, 2])
+        self.assertEqual([bytes(a.buf[:4]), a.linked, a.refs], [b"left", True, 1])
         self.open().close()
         self.assertTrue(self.exists())
         a.close()
@@ -452,14 +455,14 @@ class Processes(Case):
         p = self.peer()
         self.assertEqual(p.do(f"s = Segment.create({self.name!r}, 10)"), "done")
         p.end()
-        unlink_if_named = _linux.unlink_if_named
+        unlink_if_linked = _linux.unlink_if_linked
 
         def late(o):
             if self.exists():
                 os.unlink(DIR + self.name)  # as another process that reaps
-            unlink_if_named(o)
+            unlink_if_linked(o)
 
-        with unittest.mock.patch.object(_linux, "unlink_if_named", late), self.create(20) as a:
+        with unittest.mock.patch.object(_linux, "unlink_if_linked", late), self.create(20) as a:
             self.assertEqual(a.cap, 20)
 
     def test_exit_without_close(self):
@@ -474,32 +477,57 @@ class Processes(Case):
             with self.subTest(how):
                 self.assertFalse(self.exists())
 
-    def test_stopped_in_the_middle(self):
-        """A peer that holds the mutex for ever: errors after PATIENCE, no hang."""
-        a, b = self.create(), self.open()
-        _linux.PATIENCE, patience = 0.05, _linux.PATIENCE
-        self.addCleanup(setattr, _linux, "PATIENCE", patience)
+    def stop_alone(self):
+        """An Object that is alone for ever, as of a process that was stopped then."""
         o = _linux.open_object(self.name, True)
         self.addCleanup(o.close)
-        self.assertTrue(o.lock(_linux.MUTEX, _linux.ALONE))
-        for f in self.open, a.unlink, lambda: shmkit.unlink(self.name):
+        self.assertTrue(o.try_alone())
+        return o
+
+    def impatient(self, patience):
+        self.addCleanup(setattr, _linux, "PATIENCE", _linux.PATIENCE)
+        _linux.PATIENCE = patience
+
+    def test_stopped_alone(self):
+        """A peer that is alone for ever: errors after patience, no hang."""
+        a = self.create(persistent=True)
+        a.close()
+        o = self.stop_alone()
+        self.impatient(0.05)
+        for f in self.open, lambda: self.open(readonly=True), lambda: shmkit.unlink(self.name):
+            with self.assertRaises(TimeoutError):
+                f()
+        with self.assertRaises(FileExistsError):
+            self.create()
+        o.leave()
+        self.open().unlink()
+
+    def test_stopped_in_unlink(self):
+        """A peer that keeps the lock of unlink keeps no other from attaching, and the last from unlinking."""
+        a = self.create()
+        o = _linux.open_object(self.name, True)
+        self.addCleanup(o.close)
+        self.assertTrue(o.try_lock())
+        self.impatient(0.05)
+        b = self.open()
+        for f in a.unlink, lambda: shmkit.unlink(self.name):
             with self.assertRaises(TimeoutError):
                 f()
         a.close()
         b.close()
-        self.assertTrue(self.exists())  # stale, until the next process removes it
-        o.unlock()
+        self.assertTrue(self.exists())  # stale
+        with self.assertRaises(TimeoutError):
+            self.open()
+        o.leave()
         with self.assertRaises(FileNotFoundError):
             self.open()
         self.assertFalse(self.exists())
 
     def test_stopped_while_waiting(self):
         """A process that wakes after it was stopped for long waits on: it has not waited so long."""
-        a = self.create()
+        self.create(persistent=True).close()
         p = self.peer()
-        o = _linux.open_object(self.name, True)
-        self.addCleanup(o.close)
-        self.assertTrue(o.lock(_linux.MUTEX, _linux.ALONE))
+        o = self.stop_alone()
         self.assertEqual(p.do("from shmkit import _linux; _linux.PATIENCE, sleep = 0.2, _linux.time.sleep"), "done")
         # It stops where it would make its first pause.
         stop = "setattr(_linux.time, 'sleep', sleep) or os.kill(os.getpid(), signal.SIGSTOP)"
@@ -508,9 +536,11 @@ class Processes(Case):
         self.assertTrue(os.WIFSTOPPED(os.waitpid(p.process.pid, os.WUNTRACED)[1]))
         time.sleep(0.4)  # twice its patience
         os.kill(p.process.pid, signal.SIGCONT)
-        threading.Timer(0.02, o.unlock).start()
+        threading.Timer(0.02, o.leave).start()
         self.assertEqual(p.hear(), "done")
+        a = self.open()
         self.assertEqual(a.refs, 2)
+        a.unlink()
 
     def test_fork(self):
         """A forked child neither ends its parent's attachment nor adds one."""
@@ -533,7 +563,8 @@ class Processes(Case):
         a.close()
         self.assertFalse(self.exists())
 
-    def test_forked_child_keeps_the_block_of_a_killed_parent(self):
+    def killed_parent(self):
+        """A killed process whose forked child has its attachment, and what ends the child."""
         r, w = os.pipe()
         p = self.peer(pass_fds=[r])
         os.close(r)
@@ -541,13 +572,191 @@ class Processes(Case):
         self.assertEqual(p.do(f"pid = os.fork() or (os.close(0), os.read({r}, 1), os._exit(0))"), "done")
         p.process.kill()
         p.process.wait()
+
+        def end():
+            os.close(w)
+            self.assertEqual(p.process.stdout.read(), "")  # the child has ended as well
+
+        return p, end
+
+    def test_forked_child_keeps_the_block_of_a_killed_parent(self):
+        p, end = self.killed_parent()
+        self.impatient(0.05)
         with self.assertRaises(FileExistsError):
             Segment.create(self.name, 10)
-        os.close(w)
-        self.assertEqual(p.process.stdout.read(), "")  # the child has ended as well
-        with self.assertRaises(FileNotFoundError):
+        a = self.open()
+        self.assertEqual(a.refs, 2)
+        self.assertIn((p.process.pid, False, True, True), a.holders())
+        end()
+        self.assertEqual(a.holders(), [(os.getpid(), False, True, False)])
+        a.close()
+        self.assertFalse(self.exists())
+
+    def test_waits_for_the_locks_of_the_killed(self):
+        """The kernel may release the locks of a killed process late: the block is not attached to, nor reaped."""
+        for f, wanted in (self.open, FileNotFoundError), (lambda: self.open(readonly=True), FileNotFoundError), (self.create, None):
+            p, end = self.killed_parent()
+            self.assertNotIn(self.name, shmkit.reap())
+            sleep, pauses = time.sleep, []
+
+            def pause(seconds):
+                pauses.append(seconds)
+                if len(pauses) == 1:
+                    end()
+                sleep(seconds)
+
+            with unittest.mock.patch.object(_linux.time, "sleep", pause):
+                if wanted:
+                    self.assertRaises(wanted, f)
+                else:
+                    a = f()
+                    self.assertEqual(a.holders(), [(os.getpid(), False, True, False)])
+                    a.close()
+            self.assertTrue(pauses)
+            self.assertFalse(self.exists())
+
+    def test_holders(self):
+        a, b = self.create(), self.open(readonly=True)
+        p, killed, reader = self.peer(), self.peer(), self.peer()
+        for peer, how in (p, ""), (killed, ""), (reader, ", readonly=True"):
+            self.assertEqual(peer.do(f"s = Segment.open({self.name!r}{how})"), "done")
+        me, pids = os.getpid(), [q.process.pid for q in (p, killed, reader)]
+        every = [(me, False), (me, True), (pids[0], False), (pids[1], False), (pids[2], True)]
+        self.assertEqual(sorted(a.holders()), sorted((*h, True, False) for h in every))
+        self.assertEqual(sorted(b.holders()), sorted(a.holders()))
+        self.assertIs(type(a.holders()[0]), shmkit.Holder)
+        self.assertEqual([a.refs, b.refs], [5, 5])
+        self.assertEqual(p.do(f"assert s.refs == 5 and sorted(s.holders()) == {sorted(a.holders())}"), "done")
+        killed.end()
+        reader.end()
+        self.assertEqual([a.refs, b.refs], [3, 3])
+        self.assertEqual(p.do("assert s.refs == 3"), "done")
+        every = every[:3]
+        self.assertEqual(sorted(a.holders()), sorted((*h, True, False) for h in every))
+
+    def test_holders_of_another_namespace(self):
+        """A process id that means nothing here says so, and keeps the block in use."""
+        self.create()
+        o = _linux.open_object(self.name, True)
+        self.addCleanup(o.close)
+        namespace = _linux._namespace()
+        for other in namespace ^ 1, 0:
+            with unittest.mock.patch.object(_linux, "_namespace", lambda: other):
+                o.must_join(True)
+        a = self.open()
+        for h in a.holders():
+            self.assertEqual([h.pid, h.gone], [os.getpid(), False])
+        self.assertEqual(sorted(h.here for h in a.holders()), [False, False, True, True])
+        with unittest.mock.patch.object(_linux, "_namespace", lambda: 0):  # this process does not know its own
+            self.assertEqual(sorted(h.here for h in a.holders()), [False, False, False, True])
+
+    def test_many_holders(self):
+        many = [self.create()] + [self.open(readonly=i % 3 == 0) for i in range(200)]
+        self.assertEqual(many[0].refs, 201)
+        self.assertEqual(sum(h.readonly for h in many[0].holders()), 67)
+        for seg in many[:100]:
+            seg.close()
+        self.assertEqual(many[-1].refs, 101)
+
+    def test_count_is_a_hint(self):
+        """However wrong the count of the header is, the last attachment unlinks; who is alone corrects it."""
+        for count in 0, 1, 2, 7, (1 << 32) - 1:
+            a, b = self.create(), self.open()
+            self.damage(_header.COUNT, struct.pack("=I", count))
+            a.close()
+            self.assertTrue(b.linked)
+            self.assertEqual(b.refs, 1)
+            b.close()
+            self.assertFalse(self.exists())
+        self.create(persistent=True).close()
+        self.damage(_header.COUNT, struct.pack("=I", 7))
+        a = self.open()
+        self.assertEqual(a._attachment.words.load(_header.COUNT, 4), 1)
+        a.unlink()
+
+    def test_byte_taken(self):
+        """Two attachments of one tag: the second takes the next one, without a pause."""
+        a = self.create()
+        tags = iter([5, 5, 6, 5])
+        with unittest.mock.patch.object(_linux, "_new_tag", lambda: next(tags)):
+            with unittest.mock.patch.object(_linux.time, "sleep", None):
+                self.open(), self.open(), self.open(readonly=True)
+        self.assertEqual(a.refs, 4)
+        self.assertEqual(list(tags), [])
+
+    def test_close_at_once(self):
+        """Of two that leave at once, one finds that it is the last: each has left before it asks."""
+        a, b = self.create(), self.open()
+        self.damage(_header.COUNT, struct.pack("=I", 7))
+        others = _linux.Object.others
+
+        def ask(o):
+            answer = others(o)
+            b.close()
+            return answer
+
+        with unittest.mock.patch.object(_linux.Object, "others", ask):
+            a.close()
+        self.assertFalse(self.exists())
+
+    def test_close_leaves_before_it_closes(self):
+        """A child that is being started has a copy of the descriptor, and no attachment."""
+        a = self.create(persistent=True)
+        self.addCleanup(os.close, os.dup(a._attachment.object.fd))
+        a.close()
+        b = self.open()
+        self.assertEqual(b.refs, 1)
+        b.unlink()
+
+    def test_create_while_a_block_ends(self):
+        """Create waits for a process that is alone with the last block of that name."""
+        self.create(persistent=True).close()
+        o = self.stop_alone()
+        layout = _header.new_layout(100, 0)
+        os.pwrite(o.fd, _header.marshal(layout), 0)  # persistent no more
+        sleep = time.sleep
+
+        def pause(seconds):
+            if not o.closed:
+                os.unlink(DIR + self.name)
+                o.close()
+            sleep(seconds)
+
+        with unittest.mock.patch.object(_linux.time, "sleep", pause), self.create() as a:
+            self.assertNotEqual(a.id, layout.id)
+
+    def test_failed_open_has_the_duty_of_detach(self):
+        """An open that fails after it has joined may be all that the last one saw when it left."""
+        a = self.create()
+        linked = _linux.Object.linked
+
+        def leave(o):
+            if not a.closed:
+                a.close()
+                self.assertTrue(self.exists())
+                raise PermissionError("made up")
+            return linked(o)
+
+        with unittest.mock.patch.object(_linux.Object, "linked", leave), self.assertRaises(PermissionError):
             self.open()
         self.assertFalse(self.exists())
+
+    def test_unlinks_before_it_marks(self):
+        """A block that is marked stale has no name: it could be neither opened nor replaced."""
+        a = self.create()
+        fd = os.open(DIR + self.name, os.O_RDONLY)
+        self.addCleanup(os.close, fd)
+        states = []
+        unlink = os.unlink
+
+        def look(path):
+            states.append(os.pread(fd, 4, _header.STATE))
+            unlink(path)
+
+        with unittest.mock.patch.object(_linux.os, "unlink", look):
+            a.close()
+        states.append(os.pread(fd, 4, _header.STATE))
+        self.assertEqual(states, [struct.pack("=I", n) for n in (_header.LIVE, _header.STALE)])
 
     def test_pickle(self):
         a = self.create()
@@ -590,7 +799,8 @@ for i in range(300):
         self.assertEqual(p.do(f"s = Segment.open({self.name!r})"), "PermissionError")
         self.assertEqual(p.do(f"unlink({self.name!r})"), "PermissionError")
         self.assertEqual(p.do(f"s = Segment.open({self.name!r}, readonly=True)"), "done")
-        self.assertEqual(p.do("assert s.size == 100 and s.refs == 1 and s.linked"), "done")
+        self.assertEqual(p.do("assert s.size == 100 and s.refs == 2 and s.linked"), "done")
+        self.assertIn((p.process.pid, True, True, False), a.holders())
         self.assertEqual(p.do("s.unlink()"), "PermissionError")
         a.close()
         self.open().close()  # kept alive by the one who may only read ...

@@ -111,7 +111,7 @@ def kill_at(what, name, point):
         try:
             (Segment.open(name) if what == "open" else Segment.create(name, 100)).close()
         except FileNotFoundError:
-            pass  # it was stale
+            pass  # it was a stale one
         except Exception:
             traceback.print_exc()
             os._exit(1)
@@ -130,6 +130,16 @@ def leave_stale(name):
         kept = Segment.create(name, 100)
         os._exit(kept.closed)
     os.waitpid(pid, 0)
+
+
+def fork():
+    """Fork a process that has what this one has, until it is killed."""
+    pid = os.fork()
+    if pid == 0:
+        os.closerange(0, 3)
+        while True:
+            signal.pause()
+    return pid
 
 
 def cycle(name):
@@ -169,6 +179,9 @@ verbs = {
     "read": lambda offset, n: bytes(seg.buf[int(offset) : int(offset) + int(n)]).decode(),
     "size": lambda: seg.size,
     "refs": lambda: seg.refs,
+    "holders": lambda: " ".join(sorted("{}:{:d}:{:d}:{:d}".format(*h) for h in seg.holders())),
+    "fork": fork,
+    "setuid": lambda user: os.setuid(int(user)),
     "id": lambda: seg.id.hex(),
     "linked": lambda: str(seg.linked).lower(),
     "truncate": lambda n: seg.truncate(int(n)),

@@ -1,19 +1,24 @@
-// Package holders explores how processes attach to a block and detach from it
-// in layout 2, on Linux, exhaustively: every interleaving of the system calls of
-// up to three processes on one name, with kills between any two of them. It is
-// the successor of package model, which explores layout 1, and shares no code
-// with the library. To see what it finds:
+// Package holders explores how processes attach to a block and detach from it,
+// on Linux and on darwin, exhaustively: every interleaving of the system calls of
+// up to three processes on one name, with kills between any two of them. It is run
+// by its tests and by nothing else.
+//
+// It shares no code with the library. TestTrace has the library and one process of
+// the model make the same calls in the same situations, and compares the steps that
+// they take: a step that is added, removed or moved on one side alone fails it.
 //
 //	go test -v ./internal/model/holders           # tables of scenarios and of mutants
 //	go test -v ./internal/model/holders -traces   # and the way to each violation
 //	go test -v ./internal/model/holders -large    # bounds that take minutes
+//	go test -v -run TestTrace ./internal/model/holders # the steps of each call
 //
-// protocol.go is the protocol, kernel.go the part of Linux that it stands on,
-// properties.go what must be so.
+// protocol.go is the protocol, darwin.go what Create does on darwin alone,
+// kernel.go the part of a system that they stand on, properties.go what must be
+// so.
 //
 // # The locks
 //
-// All are open file description locks on bytes of the object that lie beyond any
+// On Linux all are open file description locks on bytes of the object that lie beyond any
 // data. Offsets are
 //
 //	1<<62 - 2, -1           for Python, see package waiting
@@ -52,11 +57,11 @@
 //	         place; granted: remove if not kept
 //	         F_UNLCK of everything
 //	         kept, or descriptor open for reading: close
-//	         again: GETLK(own bytes): a lock: close
+//	         again: GETLK(own bytes): a lock: close; the whole range locked: again
 //	                SETLK(whole range): EAGAIN: again; granted: remove if not kept
-//	Create:  O_TMPFILE, header, own byte, linkat; EEXIST: as Reap, then again
-//	Reap:    open, GETLK as Attach; none, not kept: SETLK(whole range); granted: remove
-//	Unlink:  open, SETLK(U), stat(name) is this inode, unlink, F_UNLCK
+//	Create:  as Reap; O_TMPFILE, header, own byte, linkat; EEXIST: as Reap, then linkat
+//	Reap:    open; kept: no; GETLK as Attach; none: SETLK(whole range); granted: remove
+//	Unlink:  open, SETLK(U), stat(name) is this inode: unlink, F_UNLCK; else start over
 //	remove:  stat(name) is this inode: unlink; state=dead, F_UNLCK, close
 //	Aside:   SETLK(byte among the others), F_UNLCK(byte among the writers)
 //	Back:    the reverse
@@ -94,8 +99,29 @@
 //   - An Open may refuse a block that passed all checks of the lifecycle, and a
 //     Close may give up waiting for the whole range (impatient).
 //
-// Not modelled: what package model leaves out, too; darwin and Windows, which
-// keep the protocol of layout 1 with its mutex, and their own locks.
+// Not modelled: payload, sizes, header damage, permissions (no process fails to
+// unlink), names other than the one, hard links and renames, file systems other than
+// tmpfs, memory order within the header, and time: a retry is a step like another.
+// Windows is not, either: it has darwin's locks from the kernel, and no block that is
+// left behind.
+//
+// # Darwin
+//
+// The protocol above the locks is the same. What differs is beneath and before:
+//
+//   - Locks are words of a lock page that name processes: a mutex, which is U, and a
+//     slot for each attachment, its own byte. To lock the whole range is to take the
+//     mutex and find all slots free but one's own, which stays, and to keep the mutex.
+//     A slot is taken while the mutex is held; that is one step here, because what
+//     others could find in between is the mutex held, and they start over.
+//   - That a killed process has ended shows to others at any later time; the model
+//     lets it show for each of its objects apart, which is more than can happen.
+//   - There are no children that keep locks. Opens that may not write hold nothing,
+//     so they are not modelled.
+//   - An object has its name before its size, its lock page and its header. Which of
+//     two processes sets the size is a step of the system. An Open that comes before
+//     the object is ready finds nothing. A Create takes its creator for dead at any
+//     moment, right or wrong: how long it waits is nothing to the protocol.
 //
 // # Properties
 //
@@ -114,17 +140,23 @@
 //     the name is taken away does not attach.
 //   - S4: when all are gone, a name remains only of a kept block, or of one whose
 //     last user was killed, or gave up waiting, or when it left saw no lock but
-//     those of ended processes and of descriptors open for reading.
+//     those of ended processes and of descriptors open for reading. On darwin a name
+//     can also remain of a creator that was killed, or that a Create that was killed
+//     had taken for dead.
 //   - S5: what remains is gone after the next Create with its Close, or Open, or
-//     Reap, and no Open attaches to it. A kept block is attached to, and remains.
+//     Reap, and no Open attaches to it; on darwin what was never ready is gone after
+//     the next Create. A kept block is attached to, and remains.
 //   - S6, "no way out": from every state there is a way to where all processes
 //     have finished, on which none is killed and no child of a living process
 //     need come to its exec.
+//   - S7: no process takes for a block what has no header yet. On Linux the header
+//     comes before the link.
 //   - S9: an Open that attaches to a block that is not kept has met a user, or an
 //     Open that holds its byte: there was one at some time between its open(2)
 //     and its end. The latter may then fail, or be killed: the block has been
 //     handed on by a process that was never attached. Or the Open has waited for
-//     children of ended processes as long as it is going to.
+//     children of ended processes as long as it is going to. On darwin a process
+//     killed in its last Close passes for a user until it has ended.
 //   - S10: a Create that says ErrExist has come upon a block that in its time was
 //     kept, or had a user, or an Open that held its byte; or has waited as above.
 //   - H1: Refs counts every process that is attached during all of the call, unless
@@ -134,6 +166,5 @@
 //     identity check of an unlinker and its unlink, and a Create in the same
 //     moment loses its new name.
 //
-// S7 and S8 of package model are not here: the header is complete before the link,
-// and nothing depends on the count.
+// Nothing depends on the count, so that no property is about it.
 package holders

@@ -41,6 +41,7 @@ func of(programs ...[]Call) Scenario { return Scenario{Programs: programs} }
 func (sc Scenario) killing(n uint8) Scenario  { sc.Kills = n; return sc }
 func (sc Scenario) haunted(n uint8) Scenario  { sc.Ghosts = n; return sc }
 func (sc Scenario) removing(n uint8) Scenario { sc.Removals = n; return sc }
+func (sc Scenario) darwin() Scenario          { sc.Darwin = true; return sc }
 func (sc Scenario) daemon() Scenario          { sc.Daemon = true; return sc }
 func (sc Scenario) refuse() Scenario          { sc.Refuse = true; return sc }
 func (sc Scenario) impatient() Scenario       { sc.Impatient = true; return sc }
@@ -69,6 +70,7 @@ func (sc Scenario) String() string {
 			fmt.Fprintf(&b, "+%d %s ", n.n, n.what)
 		}
 	}
+	b.WriteString(pick(sc.Darwin, "on darwin ", ""))
 	b.WriteString(pick(sc.Daemon, "that stay ", ""))
 	b.WriteString(pick(sc.Refuse, "+refuse ", "") + pick(sc.Impatient, "+impatient ", ""))
 	return strings.TrimSpace(b.String())
@@ -119,7 +121,30 @@ var small = []Scenario{
 	of(ooc, rd, crt).killing(1).removing(1).tolerate(R1),
 }
 
+// darwinSmall has no ghosts, since no locks are in descriptions, and no reader that
+// may not write, which holds nothing.
+var darwinSmall = []Scenario{
+	of(ooc, ooc, opn).darwin().killing(2).refuse().impatient(),
+	of(ooc, crt, opn).darwin().killing(2),
+	of(crt, crt, opn).darwin().killing(2),
+	of(oocTwice, oocTwice).darwin().killing(2),
+
+	of(ooc, ooc, unl).darwin().killing(2),
+	of(crt, oocUnl, opn).darwin().killing(1),
+	of(oocTwice, crt, unl).darwin().killing(1),
+	of(oocTwice, unl, unl).darwin().killing(2),
+
+	of(oocPers, oocPers, opn).darwin().killing(2),
+	of(oocPers, crtPers, unl).darwin().killing(2),
+	of(crtPers, ooc, opn).darwin().killing(2),
+
+	of(ooc, crt).darwin().killing(2).removing(2).tolerate(R1),
+	of(ooc, crt, opn).darwin().killing(1).removing(1).tolerate(R1),
+	of(ooc, ooc, unl).darwin().killing(1).removing(2).tolerate(R1),
+}
+
 var big = []Scenario{
+	of(ooc, ooc, ooc).darwin().killing(2),
 	of(ooc, ooc, ooc).killing(2).haunted(1).refuse(),
 	of(ooc, ooc, ooc).killing(1).haunted(1).daemon(),
 	of(oocTwice, oocTwice, unl),
@@ -128,6 +153,10 @@ var big = []Scenario{
 }
 
 var huge = []Scenario{
+	of(oocTwice, oocTwice, opn).darwin().killing(1),
+	of(crt, crt, crt).darwin().killing(2),
+	of(ooc, ooc, oocUnl).darwin().killing(2),
+	of(ooc, ooc, crt).darwin().killing(1).removing(1).tolerate(R1),
 	of(ooc, ooc, ooc).killing(2).haunted(2).refuse().impatient().atMost(15e6),
 	of(ooc, ooc, ooc).killing(2).haunted(2).daemon().atMost(15e6),
 	of(ooc, ooc, ooc).killing(2).removing(1).tolerate(R1).atMost(15e6),
@@ -163,6 +192,22 @@ var mutants = []struct {
 	{"Aside: unlocks before it locks", of(oocMove, ooc).without(LockThenLet), S1},
 	{"remove: no identity check, one Unlink", of(ooc, ooc, unl).without(RemoveChecksName), S1},
 	{"remove: marked dead before the unlink", of(ooc, opn, crt).killing(2).haunted(1).daemon().without(MarkLast), S6},
+	{"darwin: Open takes what is not ready", of(ooc, opn).darwin().without(OpenChecksReady), S7},
+	{"darwin: Create: no mutex", of(ooc, ooc).darwin().without(CreateTakesM), S1},
+	{"darwin: Create: no identity check", of(ooc, ooc).darwin().without(CreateChecksName), S3},
+	{"darwin: Create: ready before the header", of(ooc, opn).darwin().without(CreateReadyLast), S7},
+	{"darwin: Create: slot after the mutex", of(ooc, ooc).darwin().without(CreateLocksFirst), S3},
+	{"darwin: a newborn without size is just unlinked", of(ooc, ooc, ooc).darwin().without(AbortElects), S1},
+	{"darwin: a newborn is unlinked without the mutex", of(ooc, ooc).darwin().without(AbortTakesM), S1},
+	{"darwin: a newborn is not looked at again with the mutex", of(ooc, ooc).darwin().without(AbortChecksReady), S1},
+	{"darwin: a newborn is unlinked without identity check", of(ooc, ooc, ooc).darwin().without(AbortChecksName), S1},
+	{"darwin: no identity check before unlinking, one Unlink", of(ooc, ooc, unl).darwin().without(RemoveChecksName), S1},
+	{"darwin: Open: no identity check", of(ooc, ooc, unl).darwin().without(OpenChecksName), S3},
+	{"darwin: Close drops its slot after it asks", of(ooc, ooc).darwin().without(DropFirst), S4},
+	{"darwin: an Open that fails does not detach", of(ooc, opn).darwin().refuse().without(AbortDetaches), S4},
+	{"darwin: Unlink: no mutex", of(oocTwice, unl, unl).darwin().without(UnlinkLocks), S1},
+	{"darwin: Unlink: no identity check", of(oocTwice, unl, unl).darwin().without(UnlinkChecksName), S1},
+	{"darwin: the locks of ended processes count", of(ooc, ooc).darwin().killing(1).without(DeathDropsLocks), S6},
 	{"Unlink: no lock", of(oocTwice, unl, unl).without(UnlinkLocks), S1},
 	{"Unlink: no identity check", of(oocTwice, unl, unl).without(UnlinkChecksName), S1},
 	{"no F_UNLCK before close", of(oocKeep, crt, opn).haunted(1).without(ExplicitUnlock), S6},
@@ -176,7 +221,7 @@ func exploreAll(scs []Scenario) []explore.Result {
 
 // TestProtocol explores the protocol as it stands.
 func TestProtocol(t *testing.T) {
-	scs := small[:len(small):len(small)]
+	scs := append(small[:len(small):len(small)], darwinSmall...)
 	switch {
 	case raw.Race: // which has little to find in a search
 		scs = scs[len(scs)-3:]

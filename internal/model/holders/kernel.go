@@ -13,7 +13,7 @@ const (
 // A state is all that the future depends on.
 type state struct {
 	name   uint8 // the inode that the name leads to; 0: there is no such name
-	inodes [maxInodes]uint8
+	inodes [maxInodes]uint16
 	procs  [maxProcs]proc
 	// loose are the descriptions that outlive their process: those of a killed
 	// process until the kernel drops them, and those that a forked child keeps
@@ -26,12 +26,15 @@ type state struct {
 // The flags of an inode, which are numbered from 1: two words of its header and
 // what the properties need to know of its past.
 const (
-	inUse    uint8 = 1 << iota
-	dead           // header: state is DEAD
-	kept           // header: outlives its attachments
-	unlinked       // lost its name to an explicit Unlink
-	removed        // lost its name to an outsider
-	excused        // may stay when all are gone: see world.excuse
+	inUse    uint16 = 1 << iota
+	dead            // header: state is DEAD
+	kept            // header: outlives its attachments
+	unlinked        // lost its name to an explicit Unlink
+	removed         // lost its name to an outsider
+	excused         // may stay when all are gone: see world.excuse
+	sized           // darwin: has its size, and so a lock page
+	written         // header is complete
+	ready           // darwin: the lock page says that it is a block
 )
 
 // An ofd is an open file description. Locks belong to it.
@@ -66,6 +69,7 @@ type proc struct {
 
 	creating bool // in Create, perhaps of OpenOrCreate
 	met      bool // see world.meet
+	again    bool // Unlink: another block has the name
 	late     bool // the block had lost its name before p locked its own byte
 	fd       ofd  // the block opened or attached
 	tmp      ofd  // the block Create is making; Unlink's own description
@@ -105,7 +109,7 @@ func (w *world) say(format string, a ...any) {
 	w.log = fmt.Appendf(w.log, format, a...)
 }
 
-func (w *world) flags(d *ofd) *uint8 { return &w.inodes[d.ino-1] }
+func (w *world) flags(d *ofd) *uint16 { return &w.inodes[d.ino-1] }
 
 // ofds calls f with every open description.
 func (w *world) ofds(f func(*ofd)) {
@@ -146,7 +150,12 @@ func (w *world) open(d *ofd, flags uint16) bool {
 }
 
 // tmpfile is open(2) with O_TMPFILE, and the writing of the header.
-func (w *world) tmpfile(d *ofd, flags uint8) {
+func (w *world) tmpfile(d *ofd, flags uint16) {
+	w.create(d, flags|sized|written|ready)
+}
+
+// create makes a new inode.
+func (w *world) create(d *ofd, flags uint16) {
 	for i := range w.inodes {
 		if w.inodes[i] == 0 {
 			w.inodes[i] = inUse | flags
@@ -180,7 +189,9 @@ func (w *world) named(d *ofd) bool {
 	return w.name == d.ino
 }
 
-// lock is F_OFD_SETLK. When it fails, d keeps what it had.
+// lock is F_OFD_SETLK. When it fails, d keeps what it had. On darwin byteU is the
+// mutex, the others are slots: taken while it is free, and all looked at while it
+// is held.
 func (w *world) lock(d *ofd, want uint16) bool {
 	var conflict uint16
 	switch {
@@ -189,12 +200,12 @@ func (w *world) lock(d *ofd, want uint16) bool {
 	case want == byteU:
 		conflict = pick(w.lacks(WholeHasU), byteU, byteU|whole)
 	default:
-		conflict = whole
+		conflict = pick(w.Darwin, byteU|whole, whole)
 	}
 	ok := w.others(d)&conflict == 0
 	if ok {
 		if want == whole {
-			d.held &^= locks | inside
+			d.held &^= pick(w.Darwin, inside, locks|inside) // on darwin the slot stays
 		}
 		d.held |= want
 	}
@@ -212,7 +223,9 @@ func (w *world) ask(d *ofd) answer {
 	a := nobody
 	w.ofds(func(o *ofd) {
 		switch {
-		case o == d || o.ino != d.ino || o.held&life == 0:
+		case o == d || o.ino != d.ino || o.held&pick(w.Darwin, own, life) == 0:
+		case w.Darwin:
+			a = somebody
 		case o.held&whole != 0:
 			a = max(a, ending)
 		case o.held&gone != 0:
@@ -274,6 +287,9 @@ func (w *world) kill(p *proc) {
 		*w.flags(&p.fd) |= excused
 	}
 	for _, d := range []ofd{p.fd, p.tmp} {
+		if w.Darwin && p.creating && d.ino != 0 && *w.flags(&d)&ready == 0 { // it has its name already
+			*w.flags(&d) |= excused
+		}
 		if d.held&locks != 0 {
 			d.held |= dying
 			w.loosen(d)

@@ -7,7 +7,8 @@ const (
 	finished pc = iota
 	killed
 
-	openName // Open
+	openName  // Open
+	openReady // on darwin
 	openAsk
 	openWhole
 	openShare
@@ -18,7 +19,24 @@ const (
 	createLink
 	createLate
 
-	reapName // reap, by Create or by itself
+	bornName // Create on darwin
+	bornSize
+	bornM
+	bornCheck
+	bornHeader
+	bornReady
+	bornUnlockM
+
+	lookName // what has the name that Create wants, on darwin
+	lookState
+	lookSize
+	lookM
+	lookAgain
+	abortCheck
+	abortUnlink
+
+	reapName  // reap, by Create or by itself
+	reapReady // on darwin
 	reapAsk
 	reapWhole
 
@@ -42,7 +60,8 @@ const (
 	refsStart // Refs
 	refsScan
 
-	unlinkName // Unlink
+	unlinkName  // Unlink
+	unlinkReady // on darwin
 	unlinkLock
 	unlinkCheck
 	unlinkUnlink
@@ -63,7 +82,13 @@ var places = [...]string{
 	openShare: "Open [4] own byte", openCheck: "Open [5] stat(name), state", openReturn: "Open [6] return",
 	createTmp: "Create [1] O_TMPFILE, header, [2] own byte", createLink: "Create [3] linkat",
 	createLate: "Create (mutant) own byte",
-	reapName:   "reap [1] open(name)", reapAsk: "reap [2] ask", reapWhole: "reap [3] try the whole range",
+	openReady:  "Open [1a] ready?", reapReady: "reap [1a] ready?", unlinkReady: "Unlink [1a] ready?",
+	bornName: "Create [1] shm_open(name)", bornSize: "Create [2] ftruncate", bornM: "Create [3] mutex", bornCheck: "Create [4] stat(name)",
+	bornHeader: "Create [5] own slot, header", bornReady: "Create [6] ready", bornUnlockM: "Create [7] release the mutex",
+	lookName: "look [1] open(name)", lookState: "look [2] size, ready?", lookSize: "look [3] ftruncate",
+	lookM: "look [4] try the mutex", lookAgain: "look [5] ready?",
+	abortCheck: "abort [1] stat(name)", abortUnlink: "abort [2] unlink(name)",
+	reapName: "reap [1] open(name)", reapAsk: "reap [2] ask", reapWhole: "reap [3] try the whole range",
 	removeCheck: "remove [1] stat(name)", removeUnlink: "remove [2] unlink(name)", removeMark: "remove [3] state=DEAD",
 	closeStart: "Close [0] count", closeAtOnce: "Close [0] try the whole range", closeDrop: "Close [1] F_UNLCK",
 	closeAsk: "Close [2] ask", closeWhole: "Close [3] try the whole range",
@@ -87,7 +112,9 @@ func (w *world) step(p *proc) {
 			break
 		}
 		w.begun(p)
-		w.enter(p, pick(w.lacks(OpenAsks), openShare, openAsk))
+		w.enter(p, pick(w.Darwin, openReady, pick(w.lacks(OpenAsks), openShare, openAsk)))
+	case openReady:
+		w.enterIf(p, w.isReady(p), pick(w.lacks(OpenAsks), openShare, openAsk), notExist)
 	case openAsk:
 		switch a := w.ask(&p.fd); {
 		case a == ending && !w.lacks(OpenYields): // being proved dead
@@ -137,7 +164,6 @@ func (w *world) step(p *proc) {
 		w.enter(p, attached)
 
 	case createTmp: // private until the link, so one step
-		p.creating = true
 		w.tmpfile(&p.tmp, w.program()[p.call].flags())
 		if !w.lacks(CreateLocksFirst) {
 			w.lock(&p.tmp, byteW)
@@ -145,7 +171,6 @@ func (w *world) step(p *proc) {
 		w.enter(p, createLink)
 	case createLink:
 		if !w.link(&p.tmp) {
-			w.begun(p)
 			w.enter(p, reapName)
 			break
 		}
@@ -159,12 +184,22 @@ func (w *world) step(p *proc) {
 		}
 
 	case reapName:
+		p.creating = w.program()[p.call].creates()
 		if !w.open(&p.fd, able) {
 			w.leave(p, done)
 			break
 		}
-		w.enter(p, reapAsk)
-	case reapAsk:
+		if p.creating {
+			w.begun(p)
+		}
+		w.enter(p, pick(w.Darwin, reapReady, reapAsk))
+	case reapReady:
+		w.enterIf(p, w.isReady(p), reapAsk, done)
+	case reapAsk: // what is kept is not asked: reading that is no step of its own
+		if *w.flags(&p.fd)&kept != 0 {
+			w.leave(p, exist)
+			break
+		}
 		switch a := w.ask(&p.fd); {
 		case a == somebody || a == ending && w.lacks(ReapYields) || a == ghosts && w.lacks(ReapWaits):
 			w.leave(p, exist)
@@ -172,8 +207,6 @@ func (w *world) step(p *proc) {
 			w.wait(p, exist, done)
 		case a == ending:
 			w.leave(p, done)
-		case *w.flags(&p.fd)&kept != 0:
-			w.leave(p, exist)
 		default:
 			w.enter(p, reapWhole)
 		}
@@ -210,12 +243,18 @@ func (w *world) step(p *proc) {
 		}
 		w.enter(p, closeAsk)
 	case closeAsk:
-		if w.ask(&p.fd) == nobody {
+		switch w.ask(&p.fd) {
+		case nobody:
 			w.enter(p, closeWhole)
-			break
+		case ending: // it may have no right to unlink
+			if w.Impatient && w.maybe() {
+				*w.flags(&p.fd) |= excused
+				w.leave(p, p.then)
+			}
+		default:
+			w.excuse(&p.fd)
+			w.leave(p, p.then)
 		}
-		w.excuse(&p.fd)
-		w.leave(p, p.then)
 	case closeWhole:
 		switch {
 		case w.lacks(LockProves):
@@ -261,6 +300,13 @@ func (w *world) step(p *proc) {
 			w.enter(p, done)
 			break
 		}
+		w.enter(p, pick(w.Darwin, unlinkReady, pick(w.lacks(UnlinkLocks), unlinkCheck, unlinkLock)))
+	case unlinkReady:
+		if *w.flags(&p.tmp)&ready == 0 {
+			p.tmp = ofd{}
+			w.enter(p, done)
+			break
+		}
 		w.enter(p, pick(w.lacks(UnlinkLocks), unlinkCheck, unlinkLock))
 	case unlinkLock:
 		if !w.lock(&p.tmp, byteU) {
@@ -269,15 +315,18 @@ func (w *world) step(p *proc) {
 			break
 		}
 		w.enter(p, pick(w.lacks(UnlinkChecksName), unlinkUnlink, unlinkCheck))
-	case unlinkCheck:
-		w.enter(p, pick(w.named(&p.tmp), unlinkUnlink, unlinkRelease))
+	case unlinkCheck: // if another block has the name now, Unlink is about that
+		p.again = !w.named(&p.tmp)
+		w.enter(p, pick(p.again, unlinkRelease, unlinkUnlink))
 	case unlinkUnlink:
 		w.unlink(&p.tmp, true)
 		w.enter(p, unlinkRelease)
 	case unlinkRelease:
 		w.unlock(&p.tmp, locks)
 		w.close(&p.tmp)
-		w.enter(p, done)
+		again := p.again
+		p.again = false
+		w.enter(p, pick(again, unlinkName, done))
 
 	case release: // the explicit unlock: close(2) alone leaves the locks to a forked child
 		if !w.lacks(ExplicitUnlock) {
@@ -289,7 +338,7 @@ func (w *world) step(p *proc) {
 		w.enter(p, to)
 
 	default:
-		panic("holders: no step at " + places[p.pc])
+		w.stepDarwin(p)
 	}
 }
 
@@ -405,9 +454,9 @@ func (w *world) enter(p *proc, to pc) {
 	switch {
 	case to == notExist && call.creates():
 		p.met = false
-		p.pc = createTmp
+		p.pc = reapName
 	case to == done && p.creating:
-		p.pc = createLink
+		p.pc = pick(w.Darwin, bornName, pick(p.tmp.ino == 0, createTmp, createLink))
 	case to == exist && call.opens():
 		p.tmp, p.creating, p.met = ofd{}, false, false
 		p.pc = openName

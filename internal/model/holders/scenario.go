@@ -46,14 +46,14 @@ func (c Call) start() pc {
 	switch {
 	case c.opens():
 		return openName
-	case c.creates():
-		return createTmp
+	case c.creates(): // Create looks at what has the name before it makes anything
+		return reapName
 	}
 	return map[Call]pc{Close: closeStart, Keep: keepSet, Aside: asideLock, Back: backLock,
 		Refs: refsStart, Reap: reapName, Unlink: unlinkName}[c]
 }
 
-func (c Call) flags() uint8 {
+func (c Call) flags() uint16 {
 	return pick(c == CreatePersistent || c == OpenOrCreatePersistent, kept, 0)
 }
 
@@ -85,6 +85,17 @@ const (
 	UnlinkChecksName
 	ExplicitUnlock // F_UNLCK before close(2)
 
+	// Of darwin.
+	OpenChecksReady // what is not a block yet does not exist
+	CreateTakesM    // the mutex, from before the block is one until it is
+	CreateChecksName
+	CreateReadyLast
+	AbortElects // ftruncate, before an object without size is taken for abandoned
+	AbortTakesM
+	AbortChecksReady // again, with the mutex
+	AbortChecksName
+	DeathDropsLocks // the locks of processes that have ended count for nothing
+
 	allGuards = 1<<iota - 1
 )
 
@@ -96,6 +107,7 @@ type Scenario struct {
 	Ghosts   uint8 // descriptions kept by a child between fork and exec, at most
 	Removals uint8 // times that an outsider removes the name, at most
 
+	Darwin    bool // the lock page, and blocks that have their names before they are ready
 	Daemon    bool // such a child may stay for good, so that an Open gives up waiting
 	Refuse    bool // an Open may turn down the block that it has locked
 	Impatient bool // a Close may give up waiting for the lock on everything
@@ -164,7 +176,7 @@ func (sc *Scenario) Steps(s state, record bool, f func(explore.Step[state]) bool
 		}
 	}
 	for i := range s.loose {
-		if s.loose[i].ino != 0 && !try(move{kind: vanished, who: i}) {
+		if s.loose[i].ino != 0 && !sc.lacks(DeathDropsLocks) && !try(move{kind: vanished, who: i}) {
 			return
 		}
 	}

@@ -193,7 +193,7 @@ func (h *handle) TryLock() error {
 	switch {
 	case !h.writable:
 		return fmt.Errorf("%w: not open for writing", fs.ErrPermission)
-	case h.mutex != nil && h.mutex != h:
+	case h.mutex != nil && h.mutex != h, h.alone != nil && h.alone != h:
 		return object.ErrBusy
 	}
 	h.mutex = h
@@ -208,7 +208,7 @@ func (h *handle) Unlock() {
 	}
 }
 
-func (h *handle) Join() error {
+func (h *handle) Join(bool) error {
 	h.sys.mu.Lock()
 	defer h.sys.mu.Unlock()
 	if h.alone != nil && h.alone != h {
@@ -218,15 +218,27 @@ func (h *handle) Join() error {
 	return nil
 }
 
-func (h *handle) Alone() (bool, error) {
+func (h *handle) TryAlone() error {
 	h.sys.mu.Lock()
 	defer h.sys.mu.Unlock()
-	if h.others() {
-		return false, nil
+	if h.others() || h.alone != nil && h.alone != h || h.mutex != nil && h.mutex != h {
+		return object.ErrBusy
 	}
 	h.alone = h
-	return true, nil
+	return nil
 }
+
+func (h *handle) Count() (int, error) {
+	h.sys.mu.Lock()
+	defer h.sys.mu.Unlock()
+	n := len(h.joined)
+	if h.joined[h] {
+		n--
+	}
+	return n, nil
+}
+
+func (h *handle) Holders() ([]object.Holder, error) { return nil, errors.ErrUnsupported }
 
 func (h *handle) others() bool { return len(h.joined) > 1 || len(h.joined) == 1 && !h.joined[h] }
 

@@ -24,6 +24,7 @@ func Run(t *testing.T, sys object.System) {
 		"Memory":    testMemory,
 		"Mutex":     testMutex,
 		"Joined":    testJoined,
+		"Holders":   testHolders,
 		"Leave":     testLeave,
 		"Unlink":    testUnlink,
 		"List":      testList,
@@ -88,15 +89,23 @@ func (f fixture) fails(err, want error, what string) {
 // of its own, because a mutex can be a thread's.
 func (f fixture) busy(o object.Object) {
 	f.t.Helper()
-	done := make(chan error)
-	go func() {
+	f.elsewhere(func() {
 		err := o.TryLock()
 		if err == nil {
 			o.Unlock()
 		}
-		done <- err
+		f.fails(err, object.ErrBusy, "TryLock of what another has")
+	})
+}
+
+// elsewhere calls check on a goroutine of its own.
+func (f fixture) elsewhere(check func()) {
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		check()
 	}()
-	f.fails(<-done, object.ErrBusy, "TryLock of what another has")
+	<-done
 }
 
 // ready returns o, which can be locked, until the test ends or close.
@@ -120,7 +129,7 @@ func (f fixture) close(o object.Object) {
 func (f fixture) unpublished(name string) object.Object {
 	f.t.Helper()
 	o := f.ready(f.Create(name, size, object.Options{Perm: 0o600}))
-	f.check(o.Join())
+	f.check(o.Join(true))
 	return o
 }
 
@@ -210,7 +219,7 @@ func testTaken(t *testing.T, f fixture) {
 	second, err := f.Create(name, size, object.Options{Perm: 0o600})
 	if err == nil {
 		f.ready(second, nil)
-		f.check(second.Join())
+		f.check(second.Join(true))
 		err = second.Publish()
 		f.close(second)
 	}
@@ -274,6 +283,19 @@ func testMutex(t *testing.T, f fixture) {
 	b.Unlock()
 }
 
+func (f fixture) count(o object.Object, want int) {
+	f.t.Helper()
+	if n, err := o.Count(); err != nil || n != want {
+		f.t.Errorf("Count: %d, %v, want %d", n, err, want)
+	}
+}
+
+// notAlone fails the test unless another Object keeps o from being alone.
+func (f fixture) notAlone(o object.Object) {
+	f.t.Helper()
+	f.fails(o.TryAlone(), object.ErrBusy, "TryAlone beside another")
+}
+
 func testJoined(t *testing.T, f fixture) {
 	name := f.name()
 	a := f.create(name)
@@ -282,33 +304,62 @@ func testJoined(t *testing.T, f fixture) {
 	defer f.close(b)
 	f.present(a, object.Nobody)
 	f.present(b, object.Somebody)
+	f.count(a, 0)
+	f.count(b, 1)
 
 	// Two have joined, and neither is alone.
-	f.check(b.TryLock())
-	alone, err := b.Alone()
-	f.want(alone, err, false, "alone beside one that has joined")
-	f.check(b.Join())
-	b.Unlock()
+	f.notAlone(b)
+	f.check(b.Join(false))
 	f.present(a, object.Somebody)
-	f.check(a.TryLock())
-	alone, err = a.Alone()
-	f.want(alone, err, false, "alone beside one that has joined")
-	a.Unlock()
+	f.count(a, 1)
+	f.notAlone(a)
+	f.notAlone(b)
 	f.present(b, object.Somebody)
 
-	// One is left, who is alone, and stays.
+	// One is left, who is alone.
 	b.Leave()
 	f.present(a, object.Nobody)
-	f.check(a.TryLock())
-	alone, err = a.Alone()
-	f.want(alone, err, true, "alone when the other has left")
+	f.check(a.TryAlone())
 	f.busy(b)
-	if got, err := b.Others(); err != nil || got == object.Nobody {
-		t.Errorf("Others beside one that is alone: %v, %v", got, err)
+	f.elsewhere(func() { f.fails(b.Join(true), object.ErrBusy, "Join beside one that is alone") })
+	f.elsewhere(func() {
+		if got, err := b.Others(); err != nil || got == object.Nobody {
+			t.Errorf("Others beside one that is alone: %v, %v", got, err)
+		}
+	})
+	a.Leave()
+	f.present(b, object.Nobody)
+	f.check(b.Join(true))
+	f.present(a, object.Somebody)
+}
+
+func testHolders(t *testing.T, f fixture) {
+	name := f.name()
+	a := f.create(name)
+	defer f.close(a)
+	if _, err := a.Holders(); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
 	}
-	f.check(a.Join())
-	a.Unlock()
-	f.present(b, object.Somebody)
+	var others []object.Object
+	for i := range 20 {
+		o := f.open(name)
+		defer f.close(o)
+		f.check(o.Join(i%2 == 0))
+		others = append(others, o)
+	}
+	f.count(a, 20)
+	list, err := a.Holders()
+	f.check(err)
+	for _, h := range list {
+		if h.PID != os.Getpid() || h.Gone {
+			t.Errorf("%+v", h)
+		}
+	}
+	for i, o := range others {
+		f.count(o, 20-i)
+		o.Leave()
+		f.count(a, 19-i)
+	}
 }
 
 func testLeave(t *testing.T, f fixture) {
@@ -317,20 +368,17 @@ func testLeave(t *testing.T, f fixture) {
 	b := f.open(name)
 	defer f.close(a)
 	defer f.close(b)
-	f.check(a.TryLock())
-	alone, err := a.Alone()
-	f.want(alone, err, true, "alone")
+	f.check(a.TryAlone())
 	a.Leave()
 	a.Leave()
 	f.present(b, object.Nobody)
-	f.check(b.TryLock())
-	alone, err = b.Alone()
-	f.want(alone, err, true, "alone after Leave")
+	f.check(b.TryAlone())
 	b.Leave()
-	f.present(a, object.Nobody)
 	f.check(a.TryLock())
-	f.check(a.Join())
-	a.Unlock()
+	f.elsewhere(func() { f.notAlone(b) })
+	a.Leave()
+	f.present(a, object.Nobody)
+	f.check(a.Join(true))
 	f.present(b, object.Somebody)
 }
 

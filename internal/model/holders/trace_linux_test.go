@@ -1,4 +1,4 @@
-package model
+package holders
 
 import (
 	"encoding/binary"
@@ -25,16 +25,14 @@ import (
 
 // steps has what a place of the model is in the contract of internal/object. Places
 // that are missing are part of the step before, or cannot be seen from outside the
-// process: a header word that is read, or is written under M and then again.
+// process: a word of the header that is read or counted in.
 var steps = map[pc]string{
-	openName: "Open", openM: "TryLock", openProbe: "Alone", openShare: "Join", openCheck: "Linked",
-	openCount: "count", openUnlockM: "Unlock",
-	readName: "Open", readAsk: "Others", readShare: "Join", readCheck: "Linked",
+	openName: "Open", openAsk: "Others", openWhole: "TryAlone", openShare: "Join", openCheck: "Linked",
 	createTmp: "Create", createLink: "Publish",
-	reapName: "Open", reapAsk: "Others", reapM: "TryLock", reapProbe: "Alone",
-	removeMark: "stale", removeCheck: "Linked", removeUnlink: "Unlink",
-	closeM: "TryLock", closeCount: "count", closeProbe: "Alone",
-	unlinkName: "Open", unlinkM: "TryLock", unlinkCheck: "Linked", unlinkUnlink: "Unlink", unlinkRelease: "Leave",
+	reapName: "Open", reapAsk: "Others", reapWhole: "TryAlone",
+	removeCheck: "Linked", removeUnlink: "Unlink", removeMark: "stale",
+	closeAtOnce: "TryAlone", closeDrop: "Leave", closeAsk: "Others", closeWhole: "TryAlone",
+	unlinkName: "Open", unlinkLock: "TryLock", unlinkCheck: "Linked", unlinkUnlink: "Unlink", unlinkRelease: "Leave",
 	release: "Leave",
 
 	// On darwin the steps within Create and Publish are those of the kernel and of
@@ -48,7 +46,8 @@ var steps = map[pc]string{
 func outcome(said string) string {
 	for _, o := range [][2]string{
 		{"EAGAIN", " fails"}, {"ENOENT", " fails"}, {"EEXIST", " fails"}, {"another block or none", " fails"},
-		{"no holder", " nobody"}, {"a shared holder", " somebody"}, {"an exclusive holder", " deciding"},
+		{"nobody", " nobody"}, {"only processes that have ended", " ending"},
+		{"somebody has locked everything", " deciding"}, {"somebody", " somebody"},
 	} {
 		if strings.HasPrefix(said, o[0]) {
 			return o[1]
@@ -62,7 +61,7 @@ func outcome(said string) string {
 type stage interface {
 	peer(persistent bool) // another process creates the block
 	dies()                // that process is killed, and another one that was attached
-	hold(locks uint8)     // yet another process has these locks
+	hold(locks uint16)    // yet another process has these locks
 	letGo()               // and no longer has them
 	mark()                // the block is marked stale
 	remove()              // an outsider removes the name
@@ -74,10 +73,12 @@ type stage interface {
 type play struct {
 	before    func(s stage)
 	calls     []Call
-	meanwhile map[string]func(s stage)
+	meanwhile cues
 	system    string // where it can be played; anywhere if empty
 	cued      int
 }
+
+type cues map[string]func(s stage)
 
 func (p *play) cue(s stage, count map[string]int, step string) {
 	count[step]++
@@ -88,7 +89,10 @@ func (p *play) cue(s stage, count map[string]int, step string) {
 }
 
 // A rehearsal is a play in the model.
-type rehearsal struct{ world }
+type rehearsal struct {
+	world
+	count [maxInodes + 1]int // of attachments, in the header
+}
 
 func (r *rehearsal) peer(persistent bool) {
 	r.Programs[1] = []Call{pick(persistent, CreatePersistent, Create), Close}
@@ -98,19 +102,20 @@ func (r *rehearsal) peer(persistent bool) {
 		r.step(&r.procs[1])
 	}
 	r.self = 0
+	r.count[r.name] = 1
 }
 
 func (r *rehearsal) dies() {
 	r.kills++
-	r.inode(&r.procs[1].fd).count++
+	r.count[r.procs[1].fd.ino]++
 	r.kill(&r.procs[1])
 	r.letGo()
 }
 
-func (r *rehearsal) hold(locks uint8) { r.loosen(ofd{r.name, locks}) }
-func (r *rehearsal) letGo()           { r.loose = [maxLoose]ofd{} }
-func (r *rehearsal) mark()            { r.inodes[r.name-1].flags |= stale }
-func (r *rehearsal) remove()          { r.rms++; r.rm() }
+func (r *rehearsal) hold(locks uint16) { r.loosen(ofd{r.name, locks}) }
+func (r *rehearsal) letGo()            { r.loose = [maxLoose]ofd{} }
+func (r *rehearsal) mark()             { r.inodes[r.name-1] |= dead }
+func (r *rehearsal) remove()           { r.rms++; r.rm() }
 
 func (r *rehearsal) unborn(sizeToo bool) {
 	var d ofd
@@ -118,13 +123,29 @@ func (r *rehearsal) unborn(sizeToo bool) {
 	r.name = d.ino
 }
 
+// hint counts as the library does, which selects what Close tries first.
+func (r *rehearsal) hint(p *proc, asked answer) {
+	n := &r.count[p.fd.ino]
+	switch {
+	case p.pc == createLink && r.name == 0, p.pc == bornReady:
+		r.count[p.tmp.ino] = 1
+	case p.fd.held&able == 0:
+	case p.pc == openReturn:
+		*n = pick(asked == nobody, 1, *n+1)
+	case p.pc == closeStart:
+		*n--
+		r.choice = *n == 0
+	}
+}
+
 // rehearse returns the steps of the first process.
 func (p *play) rehearse(darwin bool) (trace []string) {
 	sc := &Scenario{Programs: [][]Call{p.calls, nil}, Darwin: darwin}
-	r := &rehearsal{world{Scenario: sc, choice: true}}
+	r := &rehearsal{world: world{Scenario: sc}}
 	r.begin(&r.procs[0])
 	p.before(r)
 	count := map[string]int{}
+	var asked answer
 	for self := &r.procs[0]; self.pc > killed; r.tidy() {
 		at := *self
 		step := steps[at.pc]
@@ -134,6 +155,11 @@ func (p *play) rehearse(darwin bool) (trace []string) {
 		if step != "" {
 			p.cue(r, count, step)
 		}
+		if at.pc == openAsk {
+			asked = r.ask(&self.fd)
+		}
+		r.choice = true
+		r.hint(self, asked)
 		r.log, r.record = nil, true
 		r.step(self)
 		r.record = false
@@ -141,8 +167,6 @@ func (p *play) rehearse(darwin bool) (trace []string) {
 		case said == "not a block yet": // Open looks for itself
 			trace[len(trace)-1] = "Open fails"
 		case step == "" || at.pc == reapAsk && r.log == nil: // it did not ask
-		case step == "count":
-			trace = append(trace, fmt.Sprint("count ", r.inodes[at.fd.ino-1].count))
 		case step == "Create":
 			trace = append(trace, "Create", "Join", "header")
 		case step == "header":
@@ -150,7 +174,8 @@ func (p *play) rehearse(darwin bool) (trace []string) {
 		case slices.Contains(kernelSteps, step):
 			trace = append(trace, step)
 		default:
-			trace = append(trace, step+outcome(said))
+			reader := step == "Join" && p.calls[at.call].byte() == byteR
+			trace = append(trace, step+pick(reader, " reader", "")+outcome(said))
 		}
 		// What Create made and did not publish nobody sees, so that to release it is no
 		// step of the model.
@@ -181,6 +206,7 @@ type tracer struct {
 	readOnly bool            // the process may not write to the block
 	made     *traced         // by the peer
 	others   []object.Object // that hold locks
+	ended    bool            // their processes have
 }
 
 func (tr *tracer) cue(step string) {
@@ -201,14 +227,11 @@ func (tr *tracer) note(step string, ok bool) {
 type traced struct {
 	object.Object
 	tr    *tracer
-	locks uint8 // that it has
-	count uint32
+	locks uint16 // that it has
 }
 
 func (tr *tracer) wrap(o object.Object) *traced {
-	d := &traced{Object: o, tr: tr}
-	d.count = d.readCount()
-	return d
+	return &traced{Object: o, tr: tr}
 }
 
 func (tr *tracer) Create(name string, size int64, opts object.Options) (object.Object, error) {
@@ -222,7 +245,7 @@ func (tr *tracer) Create(name string, size int64, opts object.Options) (object.O
 	}
 	d := tr.wrap(o)
 	if tr.kernel() != nil {
-		d.locks = mutexM
+		d.locks = byteU
 	}
 	if !tr.on {
 		tr.made = d
@@ -279,60 +302,52 @@ func (tr *tracer) steps(name string, f func() error) error {
 	return f()
 }
 
-func (d *traced) readCount() uint32 {
-	b := make([]byte, 4)
-	d.Object.ReadAt(b, 128)
-	return binary.NativeEndian.Uint32(b)
-}
-
-// step notes a change of the count, which the object does not see, and then calls
-// f, which is the step.
 func (d *traced) step(name string, f func() bool) {
-	if n := d.readCount(); n != d.count {
-		d.count = n
-		d.tr.cue("count")
-		d.tr.note(fmt.Sprint("count ", n), true)
-	}
 	d.tr.cue(name)
 	d.tr.note(name, f())
 }
 
 func (d *traced) Publish() error {
 	if d.tr.kernel() != nil {
-		d.locks &^= mutexM
+		d.locks &^= byteU
 	}
 	return d.tr.steps("Publish", d.Object.Publish)
 }
 
 func (d *traced) TryLock() (err error) {
 	d.step("TryLock", func() bool { err = d.Object.TryLock(); return err == nil })
-	d.locks |= pick(err == nil, mutexM, 0)
+	d.locks |= pick(err == nil, byteU, 0)
 	return err
 }
 
 func (d *traced) Unlock() {
-	if d.locks&mutexM != 0 {
+	if d.locks&byteU != 0 {
 		d.step("Unlock", func() bool { d.Object.Unlock(); return true })
-		d.locks &^= mutexM
+		d.locks &^= byteU
 	}
 }
 
-func (d *traced) Join() (err error) {
-	d.step("Join", func() bool { err = d.Object.Join(); return err == nil })
-	d.locks |= pick(err == nil, lifeL, 0)
+func (d *traced) Join(writer bool) (err error) {
+	d.tr.cue("Join")
+	err = d.Object.Join(writer)
+	d.tr.note(pick(writer, "Join", "Join reader"), err == nil)
+	d.locks |= pick(err == nil, own, 0)
 	return err
 }
 
-func (d *traced) Alone() (is bool, err error) {
-	d.step("Alone", func() bool { is, err = d.Object.Alone(); return is })
-	d.locks |= pick(is, lifeL, 0)
-	return is, err
+func (d *traced) TryAlone() (err error) {
+	d.step("TryAlone", func() bool { err = d.Object.TryAlone(); return err == nil })
+	d.locks |= pick(err == nil, whole, 0)
+	return err
 }
 
 func (d *traced) Others() (p object.Presence, err error) {
 	d.tr.cue("Others")
 	p, err = d.Object.Others()
-	d.tr.note("Others "+[]string{"nobody", "somebody", "deciding"}[p], true)
+	if p == object.Somebody && d.tr.ended {
+		p = object.Ending
+	}
+	d.tr.note("Others "+[]string{"nobody", "somebody", "ending", "deciding"}[p], true)
 	return p, err
 }
 
@@ -351,7 +366,6 @@ func (d *traced) WriteAt(p []byte, off int64) (n int, err error) {
 	switch off {
 	case 0:
 		d.step("header", func() bool { n, err = d.Object.WriteAt(p, off); return err == nil })
-		d.count = d.readCount()
 	case 64:
 		d.step("stale", func() bool { n, err = d.Object.WriteAt(p, off); return err == nil })
 	default:
@@ -383,22 +397,26 @@ func (tr *tracer) peer(persistent bool) {
 }
 
 func (tr *tracer) dies() {
-	must(tr.made.Object.WriteAt(binary.NativeEndian.AppendUint32(nil, tr.made.readCount()+1), 128))
+	count := make([]byte, 4)
+	must(tr.made.Object.ReadAt(count, 128))
+	must(tr.made.Object.WriteAt(binary.NativeEndian.AppendUint32(nil, binary.NativeEndian.Uint32(count)+1), 128))
 	tr.made.Object.Leave()
 }
 
-func (tr *tracer) hold(locks uint8) {
+func (tr *tracer) hold(locks uint16) {
 	o := must(tr.System.Open(tr.name, true))
 	tr.others = append(tr.others, o)
-	if locks&mutexM != 0 {
+	must(0, o.Lockable())
+	if locks&byteU != 0 {
 		must(0, o.TryLock())
 	}
-	if locks&sharedL != 0 {
-		must(0, o.Join())
+	if locks&byteW != 0 {
+		must(0, o.Join(true))
 	}
-	if locks&exclusiveL != 0 {
-		must(o.Alone())
+	if locks&whole != 0 {
+		must(0, o.TryAlone())
 	}
+	tr.ended = locks&gone != 0
 }
 
 func (tr *tracer) letGo() {
@@ -406,7 +424,7 @@ func (tr *tracer) letGo() {
 		o.Leave()
 		o.Close()
 	}
-	tr.others = nil
+	tr.others, tr.ended = nil, false
 }
 
 func (tr *tracer) mark() {
@@ -458,12 +476,12 @@ func (p *play) perform(t *testing.T, system object.System) []string {
 	p.before(tr)
 	var seg *shm.Segment
 	for _, c := range p.calls {
-		tr.on, tr.readOnly = true, c == OpenReadOnly
+		tr.on, tr.readOnly = true, c == OpenReader
 		var err error
 		switch c {
 		case Open:
 			seg, err = shm.Open(tr.name)
-		case OpenReadOnly:
+		case OpenReadOnly, OpenReader:
 			seg, err = shm.Open(tr.name, shm.ReadOnly())
 		case Create, CreatePersistent:
 			seg, err = shm.Create(tr.name, 100, options(c == CreatePersistent)...)
@@ -500,79 +518,67 @@ func plays() map[string]play {
 		"persistent block":                    func(s stage) { s.peer(true) },
 		"persistent block without attachment": func(s stage) { s.peer(true); s.dies() },
 	} {
-		for c := Open; c <= Unlink; c++ {
-			if c != Close {
-				list[fmt.Sprint(c, ", ", name)] = play{before: before, calls: []Call{c, Close}}
-			}
+		for _, c := range []Call{Open, OpenReadOnly, OpenReader, Create, CreatePersistent, OpenOrCreate, OpenOrCreatePersistent, Reap, Unlink} {
+			list[fmt.Sprint(c, ", ", name)] = play{before: before, calls: []Call{c, Close}}
 		}
 	}
 	nothing := func(stage) {}
 	block := func(s stage) { s.peer(false) }
 	stale := func(s stage) { s.peer(false); s.dies() }
-	locked := func(s stage) { s.peer(false); s.hold(mutexM) }
-	staleLocked := func(s stage) { stale(s); s.hold(mutexM) }
-	staleDeciding := func(s stage) { stale(s); s.hold(mutexM | exclusiveL) }
+	locked := func(s stage) { s.peer(false); s.hold(byteU) }
+	staleLocked := func(s stage) { stale(s); s.hold(byteU) }
+	staleDeciding := func(s stage) { stale(s); s.hold(whole) }
+	staleEnding := func(s stage) { stale(s); s.hold(byteW | gone) }
 	marked := func(s stage) { block(s); s.mark() }
+	joins := func(s stage) { s.hold(byteW) }
 	letGo, remove := stage.letGo, stage.remove
+	open, create, reader := []Call{Open, Close}, []Call{Create, Close}, []Call{OpenReader, Close}
 	maps.Copy(list, map[string]play{
-		"Open, M is held": {before: locked, calls: []Call{Open, Close},
-			meanwhile: map[string]func(stage){"Open 2": letGo}},
-		"Open, the name goes": {before: block, calls: []Call{Open, Close},
-			meanwhile: map[string]func(stage){"Linked 1": remove}},
-		"Open, the name of a stale block goes": {before: stale, calls: []Call{Open, Close},
-			meanwhile: map[string]func(stage){"Linked 1": remove}},
-		"Open, marked stale": {before: marked, calls: []Call{Open, Close},
-			meanwhile: map[string]func(stage){"Open 2": remove}},
+		"Open, the name goes":                     {before: block, calls: open, meanwhile: cues{"Linked 1": remove}},
+		"Open, the name of a stale block goes":    {before: stale, calls: open, meanwhile: cues{"Linked 1": remove}},
+		"Open, marked stale":                      {before: marked, calls: open, meanwhile: cues{"Open 2": remove}},
+		"Open, U of a stale block is held":        {before: staleLocked, calls: open, meanwhile: cues{"Open 2": letGo}},
+		"Open, another attaches to a stale block": {before: stale, calls: open, meanwhile: cues{"TryAlone 1": joins}},
+		"Open, another decides":                   {before: staleDeciding, calls: open, meanwhile: cues{"Others 2": letGo}, system: "linux"},
+		"Open, another decides after all": {before: block, calls: open,
+			meanwhile: cues{"Join 1": func(s stage) { s.dies(); s.hold(whole) }, "Open 2": letGo}, system: "linux"},
+		"Open, all processes have ended": {before: staleEnding, calls: open, meanwhile: cues{"Others 2": letGo}, system: "linux"},
 
-		"OpenReadOnly, another decides": {before: staleDeciding, calls: []Call{OpenReadOnly, Close},
-			meanwhile: map[string]func(stage){"Others 2": letGo}, system: "linux"},
-		"OpenReadOnly, another decides after all": {before: block, calls: []Call{OpenReadOnly, Close},
-			meanwhile: map[string]func(stage){
-				"Join 1": func(s stage) { s.dies(); s.hold(mutexM | exclusiveL) },
-				"Open 2": letGo,
-			}, system: "linux"},
-		"OpenReadOnly, the name goes": {before: block, calls: []Call{OpenReadOnly, Close},
-			meanwhile: map[string]func(stage){"Linked 1": remove}},
-		"OpenReadOnly, marked stale": {before: marked, calls: []Call{OpenReadOnly, Close},
-			meanwhile: map[string]func(stage){"Open 2": remove}},
+		"OpenReader, another decides": {before: staleDeciding, calls: reader, meanwhile: cues{"Others 2": letGo}, system: "linux"},
+		"OpenReader, the name goes":   {before: block, calls: reader, meanwhile: cues{"Linked 1": remove}},
+		"OpenReader, marked stale":    {before: marked, calls: reader, meanwhile: cues{"Open 2": remove}},
 
-		"Create, a block comes": {before: nothing, calls: []Call{Create, Close},
-			meanwhile: map[string]func(stage){"Publish 1": block, "shm_open 1": block}},
-		"Create, a stale block comes": {before: nothing, calls: []Call{Create, Close},
-			meanwhile: map[string]func(stage){"Publish 1": stale, "shm_open 1": stale}},
-		"Create, M of a stale block is held": {before: staleLocked, calls: []Call{Create, Close},
-			meanwhile: map[string]func(stage){"TryLock 3": letGo}},
-		"Create, another decides": {before: staleDeciding, calls: []Call{Create, Close},
-			meanwhile: map[string]func(stage){"Others 3": letGo}, system: "linux"},
-		"Create, abandoned without size": {before: func(s stage) { s.unborn(false) }, calls: []Call{Create, Close}, system: "darwin"},
-		"Create, abandoned with size":    {before: func(s stage) { s.unborn(true) }, calls: []Call{Create, Close}, system: "darwin"},
+		"Create, a block comes":              {before: nothing, calls: create, meanwhile: cues{"Publish 1": block, "shm_open 1": block}},
+		"Create, a stale block comes":        {before: nothing, calls: create, meanwhile: cues{"Publish 1": stale, "shm_open 1": stale}},
+		"Create, U of a stale block is held": {before: staleLocked, calls: create, meanwhile: cues{"TryAlone 3": letGo}},
+		"Create, another decides":            {before: staleDeciding, calls: create, meanwhile: cues{"Others 3": letGo}, system: "linux"},
+		"Create, all processes have ended":   {before: staleEnding, calls: create, meanwhile: cues{"Others 3": letGo}, system: "linux"},
+		"Create, abandoned without size":     {before: func(s stage) { s.unborn(false) }, calls: create, system: "darwin"},
+		"Create, abandoned with size":        {before: func(s stage) { s.unborn(true) }, calls: create, system: "darwin"},
 
 		"OpenOrCreate, a block comes": {before: nothing, calls: []Call{OpenOrCreate, Close},
-			meanwhile: map[string]func(stage){"Publish 1": block, "shm_open 1": block}},
+			meanwhile: cues{"Publish 1": block, "shm_open 1": block}},
 
-		"Close, M is held": {before: nothing, calls: []Call{Create, Close},
-			meanwhile: map[string]func(stage){
-				"TryLock 1": func(s stage) { s.hold(mutexM) },
-				"TryLock 2": letGo,
-			}},
-		"Close, another joins": {before: nothing, calls: []Call{Create, Close},
-			meanwhile: map[string]func(stage){"Alone 1": func(s stage) { s.hold(sharedL) }}, system: "linux"},
-		"Close, the name goes": {before: nothing, calls: []Call{Create, Close},
-			meanwhile: map[string]func(stage){"Alone 1": remove}},
+		"Close, U is held": {before: nothing, calls: create,
+			meanwhile: cues{"TryAlone 1": func(s stage) { s.hold(byteU) }, "TryAlone 3": letGo}},
+		"Close, another attaches":          {before: nothing, calls: create, meanwhile: cues{"TryAlone 1": joins}},
+		"Close, another attaches and ends": {before: nothing, calls: create, meanwhile: cues{"TryAlone 1": joins, "Others 1": letGo}},
+		"Close, another decides": {before: nothing, calls: create,
+			meanwhile: cues{"TryAlone 1": joins, "Others 1": func(s stage) { s.letGo(); s.hold(whole) }, "Others 2": letGo}, system: "linux"},
+		"Close, the others have been killed": {before: block, calls: open, meanwhile: cues{"Others 2": stage.dies}},
+		"Close, the name goes":               {before: nothing, calls: create, meanwhile: cues{"TryAlone 1": remove}},
 
-		"Reap, M is held":       {before: staleLocked, calls: []Call{Reap}},
-		"Reap, another decides": {before: staleDeciding, calls: []Call{Reap}, system: "linux"},
-		"Reap, another joins": {before: stale, calls: []Call{Reap},
-			meanwhile: map[string]func(stage){"TryLock 1": func(s stage) { s.hold(sharedL) }}},
-		"Reap, the name goes": {before: stale, calls: []Call{Reap},
-			meanwhile: map[string]func(stage){"Linked 1": remove}},
+		"Reap, U is held":                {before: staleLocked, calls: []Call{Reap}},
+		"Reap, another decides":          {before: staleDeciding, calls: []Call{Reap}, system: "linux"},
+		"Reap, all processes have ended": {before: staleEnding, calls: []Call{Reap}, system: "linux"},
+		"Reap, another attaches":         {before: stale, calls: []Call{Reap}, meanwhile: cues{"TryAlone 1": joins}},
+		"Reap, the name goes":            {before: stale, calls: []Call{Reap}, meanwhile: cues{"Linked 1": remove}},
 
-		"Unlink, M is held": {before: locked, calls: []Call{Unlink},
-			meanwhile: map[string]func(stage){"Open 2": letGo}},
-		"Unlink, the name goes": {before: block, calls: []Call{Unlink},
-			meanwhile: map[string]func(stage){"Linked 1": remove}},
+		"Unlink, U is held":       {before: locked, calls: []Call{Unlink}, meanwhile: cues{"Open 2": letGo}},
+		"Unlink, another decides": {before: staleDeciding, calls: []Call{Unlink}, meanwhile: cues{"Open 2": letGo}},
+		"Unlink, the name goes":   {before: block, calls: []Call{Unlink}, meanwhile: cues{"Linked 1": remove}},
 		"Unlink, the name goes to another block": {before: block, calls: []Call{Unlink},
-			meanwhile: map[string]func(stage){"Linked 1": func(s stage) { s.remove(); s.peer(false) }}},
+			meanwhile: cues{"Linked 1": func(s stage) { s.remove(); s.peer(false) }}},
 	})
 	return list
 }
@@ -589,7 +595,7 @@ func TestTrace(t *testing.T) {
 			continue
 		}
 		for what, play := range plays() {
-			if play.system != "" && play.system != name || name == "darwin" && slices.Contains(play.calls, OpenReadOnly) {
+			if play.system != "" && play.system != name || name == "darwin" && slices.Contains(play.calls, OpenReader) {
 				continue
 			}
 			t.Run(name+"/"+what, func(t *testing.T) {

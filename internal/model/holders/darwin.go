@@ -1,8 +1,8 @@
-package model
+package holders
 
 // isReady is what openObject of darwin asks of what p has opened.
 func (w *world) isReady(p *proc) bool {
-	is := w.inode(&p.fd).flags&ready != 0
+	is := *w.flags(&p.fd)&ready != 0
 	if w.record {
 		w.say("%s", pick(is, "a block", "not a block yet"))
 	}
@@ -35,14 +35,14 @@ func (w *world) stepDarwin(p *proc) {
 		w.name = p.tmp.ino
 		w.enter(p, bornSize)
 	case bornSize: // the system lets one succeed
-		if w.inode(&p.tmp).flags&sized != 0 {
+		if *w.flags(&p.tmp)&sized != 0 {
 			w.beaten(p)
 			break
 		}
-		w.inode(&p.tmp).flags |= sized
+		*w.flags(&p.tmp) |= sized
 		w.enter(p, pick(w.lacks(CreateTakesM), pick(w.lacks(CreateChecksName), bornHeader, bornCheck), bornM))
 	case bornM:
-		if !w.lock(&p.tmp, mutexM) {
+		if !w.lock(&p.tmp, byteU) {
 			w.beaten(p)
 			break
 		}
@@ -55,33 +55,32 @@ func (w *world) stepDarwin(p *proc) {
 		w.enter(p, bornHeader)
 	case bornHeader: // nobody looks at it yet, so one step
 		if !w.lacks(CreateLocksFirst) {
-			w.lock(&p.tmp, sharedL)
+			w.lock(&p.tmp, byteW)
 		}
-		w.inode(&p.tmp).flags |= written
-		w.inode(&p.tmp).count = 1
+		*w.flags(&p.tmp) |= written
 		w.enter(p, pick(w.lacks(CreateReadyLast), bornUnlockM, bornReady))
 	case bornReady:
-		w.inode(&p.tmp).flags |= ready
-		if p.fd, p.tmp = p.tmp, (ofd{}); p.fd.held&sharedL != 0 {
+		*w.flags(&p.tmp) |= ready
+		if p.fd, p.tmp = p.tmp, (ofd{}); p.fd.held&own != 0 {
 			w.attach(p)
 		}
 		w.enter(p, bornUnlockM)
 	case bornUnlockM:
-		w.unlock(&p.fd, mutexM)
-		w.enter(p, pick(w.lacks(CreateLocksFirst), createLateL, attached))
+		w.unlock(&p.fd, byteU)
+		w.enter(p, pick(w.lacks(CreateLocksFirst), createLate, attached))
 
 	case lookName:
-		if !w.open(&p.fd) {
+		if !w.open(&p.fd, able) {
 			w.leave(p, reapName)
 			break
 		}
 		w.enter(p, lookState)
 	case lookState: // the creator's time is up, or is not
-		switch b := w.inode(&p.fd); {
-		case b.flags&ready != 0:
+		switch b := *w.flags(&p.fd); {
+		case b&ready != 0:
 			w.leave(p, reapName)
 		case !w.maybe():
-		case b.flags&sized != 0:
+		case b&sized != 0:
 			w.enter(p, pick(w.lacks(AbortTakesM), lookAgain, lookM))
 		case w.lacks(AbortElects):
 			p.then = reapName
@@ -90,12 +89,12 @@ func (w *world) stepDarwin(p *proc) {
 			w.enter(p, lookSize)
 		}
 	case lookSize: // the creator cannot set it any more, and starts over
-		w.inode(&p.fd).flags |= sized
+		*w.flags(&p.fd) |= sized
 		w.enter(p, lookState)
 	case lookM: // busy: the creator is at work, or another like p
-		w.enterIf(p, w.lock(&p.fd, mutexM), lookAgain, reapName)
+		w.enterIf(p, w.lock(&p.fd, byteU), lookAgain, reapName)
 	case lookAgain:
-		if w.inode(&p.fd).flags&ready != 0 && !w.lacks(AbortChecksReady) {
+		if *w.flags(&p.fd)&ready != 0 && !w.lacks(AbortChecksReady) {
 			w.leave(p, reapName)
 			break
 		}
@@ -108,6 +107,6 @@ func (w *world) stepDarwin(p *proc) {
 		w.enter(p, release)
 
 	default:
-		panic("model: no step at " + places[p.pc])
+		panic("holders: no step at " + places[p.pc])
 	}
 }
