@@ -517,13 +517,17 @@ func (o *tmpfsObject) Others() (object.Presence, error) {
 	case !newHolder(lock.Start).Gone:
 		return object.Somebody, nil
 	}
-	holders, err := o.Holders()
-	for _, h := range holders {
+	presence := object.Ending
+	complete, err := o.eachHolder(256, func(h object.Holder) bool {
 		if !h.Gone {
-			return object.Somebody, err
+			presence = object.Somebody
 		}
+		return h.Gone
+	})
+	if !complete {
+		presence = object.Somebody
 	}
-	return object.Ending, err
+	return presence, err
 }
 
 func (o *tmpfsObject) Count() (int, error) {
@@ -531,27 +535,42 @@ func (o *tmpfsObject) Count() (int, error) {
 	return len(holders), err
 }
 
-// Holders implements [object.Locks]: the kernel tells one lock a call.
+// Holders implements [object.Locks]. Beyond 100,000 holders the list is not complete.
 func (o *tmpfsObject) Holders() (list []object.Holder, err error) {
-	calls := 4096 // an end, should a process lock all bytes
-	var look func(start, end int64)
-	look = func(start, end int64) {
-		if start >= end || err != nil || calls == 0 {
-			return
-		}
-		calls--
-		lock, getErr := o.getLock(start, end)
-		if err = getErr; err != nil || lock.Type == unix.F_UNLCK {
-			return
-		}
-		if lock.Len == 1 {
-			list = append(list, newHolder(lock.Start))
-		}
-		look(start, lock.Start)
-		look(lock.Start+max(lock.Len, 1), end)
-	}
-	look(writers, endOfLocks)
+	_, err = o.eachHolder(100_000, func(h object.Holder) bool {
+		list = append(list, h)
+		return true
+	})
 	return list, err
+}
+
+// eachHolder calls f with the other Objects that have joined, at most with most of
+// them, until f returns false. It reports whether there are no more. The kernel tells
+// one lock a call, and not the first.
+func (o *tmpfsObject) eachHolder(most int, f func(object.Holder) bool) (complete bool, err error) {
+	type gap struct{ start, end int64 }
+	for gaps := []gap{{writers, endOfLocks}}; len(gaps) > 0; {
+		g := gaps[len(gaps)-1]
+		gaps = gaps[:len(gaps)-1]
+		if g.start >= g.end {
+			continue
+		}
+		lock, err := o.getLock(g.start, g.end)
+		switch {
+		case err != nil:
+			return false, err
+		case lock.Type == unix.F_UNLCK:
+			continue
+		case most == 0:
+			return false, nil
+		}
+		most--
+		if lock.Len == 1 && !f(newHolder(lock.Start)) {
+			return false, nil
+		}
+		gaps = append(gaps, gap{lock.Start + max(lock.Len, 1), g.end}, gap{g.start, lock.Start})
+	}
+	return true, nil
 }
 
 // CreateAnonymous implements [object.System].

@@ -211,6 +211,27 @@ var lockProgram = proctest.Register("lock", func(p *proctest.Parent) error {
 	return nil
 })
 
+// TestRefsOfThousands has more attachments than a process has descriptors.
+func TestRefsOfThousands(t *testing.T) {
+	onTmpfs(t)
+	const n = 5000
+	seg := block(t, 100)
+	file, err := os.OpenFile(shmPath(seg.Name()), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for i := range int64(n) { // apart, or they would be one lock
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: writers + 2*i, Len: 1}
+		if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refs := seg.Refs(); refs != n+1 {
+		t.Errorf("%d references, want %d", refs, n+1)
+	}
+}
+
 // TestLocksHeld has locks of a block held by a process that does not release them:
 // by one of the same user that was stopped, or by one that may only read the block.
 func TestLocksHeld(t *testing.T) {

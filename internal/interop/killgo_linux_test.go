@@ -113,16 +113,22 @@ func TestGoKilledEverywhere(t *testing.T) {
 				finder.must("notexist", "open %s", name)
 			}},
 		} {
-			point, killed := killpoints.Point(0), true
-			for ; killed; point++ {
-				name := unique(t)
+			// Where another program reaps the stale block first, there are fewer points.
+			point := killpoints.Point(0)
+			for survived := 0; survived < 3; {
+				name, killed := unique(t), false
 				c.check(name, func() { killed = killGo(t, c.verb, name, point) })
 				mustExist(t, name, false)
+				if killed {
+					point++
+				} else {
+					survived++
+				}
 			}
 			if point < 10 {
 				t.Errorf("only %d points in %s", point, c.verb)
 			}
-			t.Logf("%s, %s, close: killed at each of %d points", c.what, c.verb, point-1)
+			t.Logf("%s, %s, close: killed at each of %d points", c.what, c.verb, point)
 		}
 	})
 }

@@ -12,7 +12,7 @@
 // # The words
 //
 // Offsets are those in the header of layout 2. Words that are not named here are
-// as in layout 1.
+// those of package shm.
 //
 //	offset size  word
 //	    68    4  keep: 1 if the block outlives its attachments; as flag 1 of the
