@@ -477,10 +477,13 @@ const (
 
 func newTag() int64 {
 	count := tagCount.Add(1) & (1<<countBits - 1)
-	return pidNamespace()<<(pidBits+countBits) | int64(os.Getpid())<<countBits | int64(count)
+	return pidNamespace()<<(pidBits+countBits) | int64(pid)<<countBits | int64(count)
 }
 
-var tagCount atomic.Uint32
+var (
+	pid      = os.Getpid() // a system call: os.Getpid does not remember it
+	tagCount atomic.Uint32
+)
 
 func init() { tagCount.Store(rand.Uint32()) }
 
@@ -503,7 +506,7 @@ func newHolder(at int64) object.Holder {
 		Here:   namespace != 0 && namespace == pidNamespace(),
 	}
 	// A process that may not be asked about exists: kill(2).
-	h.Gone = h.Here && h.PID != os.Getpid() && unix.Kill(h.PID, 0) == unix.ESRCH
+	h.Gone = h.Here && h.PID != pid && unix.Kill(h.PID, 0) == unix.ESRCH
 	return h
 }
 

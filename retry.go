@@ -38,6 +38,9 @@ func (t *attempt) retry(f func() error) error {
 	const first, most, steps = 20 * time.Microsecond, 10 * time.Millisecond, 200
 	for pause := first; ; pause = min(2*pause, most, max(t.left/steps, first)) {
 		err := f()
+		if err == nil {
+			return nil
+		}
 		var passing object.RetryError
 		if !errors.As(err, &passing) {
 			return err
