@@ -1,6 +1,7 @@
 package shm_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -80,6 +81,48 @@ var verbs = map[string]func(a *actor, args []string) (string, error){
 		_, err := a.seg.ReadAt(b, number(args[0]))
 		return string(b), err
 	},
+	"append": func(a *actor, args []string) (string, error) {
+		_, err := a.seg.WriteAt([]byte(args[0]), a.seg.Size())
+		return "appended", err
+	},
+	"truncate": func(a *actor, args []string) (string, error) { return "truncated", a.seg.Truncate(number(args[0])) },
+	"finish":   func(a *actor, _ []string) (string, error) { return "finished", a.seg.Finish() },
+	"notify":   func(a *actor, _ []string) (string, error) { return "notified", a.seg.Notify() },
+	"keep":     func(a *actor, _ []string) (string, error) { return "kept", a.seg.Keep() },
+	"unlock":   func(a *actor, _ []string) (string, error) { return "unlocked", a.seg.Unlock() },
+	"lock": func(a *actor, _ []string) (string, error) {
+		recovered, err := a.seg.Lock(context.Background())
+		return fmt.Sprintf("locked %v", recovered), err
+	},
+	"trylock": func(a *actor, _ []string) (string, error) {
+		recovered, err := a.seg.TryLock()
+		return fmt.Sprintf("locked %v", recovered), err
+	},
+	// store has a word in the block changed, of which the block says nothing.
+	"store": func(a *actor, args []string) (string, error) {
+		raw.Uint32(a.seg.Bytes(), 0).Store(uint32(number(args[0])))
+		return "stored", nil
+	},
+	// wait waits for that word.
+	"wait": func(a *actor, args []string) (string, error) {
+		want := uint32(number(args[0]))
+		return "seen", a.seg.Wait(context.Background(), func() bool { return raw.Uint32(a.seg.Bytes(), 0).Load() == want })
+	},
+	"waitsize": func(a *actor, args []string) (string, error) {
+		return "reached", a.seg.Wait(context.Background(), func() bool { return a.seg.Size() >= number(args[0]) })
+	},
+	"waitopen": func(a *actor, args []string) (_ string, err error) {
+		a.seg, err = shm.OpenWait(context.Background(), args[0], agentOptions(args[1:])...)
+		return a.identity(err)
+	},
+	// follow reads the block to its end.
+	"follow": func(a *actor, _ []string) (string, error) {
+		b, err := io.ReadAll(a.seg.Follow(context.Background()))
+		if err != nil {
+			return "", fmt.Errorf("%q: %w", b, err)
+		}
+		return fmt.Sprintf("%q", b), nil
+	},
 	"add":   (*actor).add,
 	"fill":  (*actor).fill,
 	"drain": (*actor).drain,
@@ -116,6 +159,7 @@ func agentOptions(words []string) (opts []shm.Option) {
 func errorWord(err error) string {
 	for word, e := range map[string]error{
 		"exist": fs.ErrExist, "notexist": fs.ErrNotExist, "permission": fs.ErrPermission, "unsupported": errors.ErrUnsupported,
+		"finished": shm.ErrFinished, "locked": shm.ErrLocked,
 	} {
 		if errors.Is(err, e) {
 			return word

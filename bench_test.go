@@ -133,3 +133,15 @@ func BenchmarkCreate(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkLock is Lock and Unlock of a lock that nobody else wants.
+func BenchmarkLock(b *testing.B) {
+	seg := block(b, 100)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := seg.Lock(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		seg.Unlock()
+	}
+}

@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +13,7 @@ import (
 )
 
 // Create creates the block called name, with a Cap and Size of size bytes, all
-// zero, and attaches to it. If name is empty, Create chooses a random name that no
+// zero, and attaches to it. An [Empty] block has Size 0. If name is empty, Create chooses a random name that no
 // other block has; [Segment.Name] returns it. Create reserves the memory of the
 // block unless it is [Sparse]. A stale block of the name is replaced.
 //
@@ -21,8 +22,8 @@ import (
 // space for the block cannot be allocated, [fs.ErrPermission], [ErrBusy], or
 // [errors.ErrUnsupported]. A Create that fails leaves nothing behind.
 //
-// Options: [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
-// Headerless with Persistent and Sparse with Prefault are fs.ErrInvalid.
+// Options: [Empty], [Persistent], [Perm], [Headerless], [Sparse], [Prefault].
+// Headerless with Persistent or Empty, and Sparse with Prefault, are fs.ErrInvalid.
 func Create(name string, size int64, opts ...Option) (*Segment, error) {
 	a, err := create(newAttempt(), name, size, opts)
 	return newSegment(a, nameError("create", name, err))
@@ -180,7 +181,10 @@ func prepare(t *attempt, name string, size int64, c config) (*attachment, error)
 	}
 	err := a.mapAll(length, length, c)
 	if err == nil && a.kind != rawBlock {
-		err = a.initHeader()
+		if c.has(optEmpty) {
+			size = 0
+		}
+		err = a.initHeader(size)
 	}
 	if err != nil {
 		a.discard()
@@ -258,6 +262,36 @@ func openConfig(t *attempt, name string, c config) (a *attachment, err error) {
 	return a, err
 }
 
+// OpenWait is [Open] that waits until there is a block of that name which is not stale.
+// The error is ctx.Err(), or one of Open but fs.ErrNotExist.
+func OpenWait(ctx context.Context, name string, opts ...Option) (*Segment, error) {
+	a, err := openWait(ctx, name, opts)
+	return newSegment(a, nameError("open", name, err))
+}
+
+func openWait(ctx context.Context, name string, opts []Option) (*attachment, error) {
+	var changes object.Watch
+	for {
+		a, err := open(newAttempt(), name, opts)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return a, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if changes == nil { // and look again
+			if changes, err = object.Current.Watch(); err != nil {
+				changes = object.Looks{}
+			}
+			defer changes.Close()
+			continue
+		}
+		if err := changes.Next(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
 func openOnce(t *attempt, name string, c config) (*attachment, error) {
 	readOnly := c.has(optReadOnly)
 	// To be counted takes permission to write, so even a ReadOnly Segment asks for it.
@@ -325,12 +359,13 @@ var errNotSealed = fmt.Errorf("%w: anonymous and not sealed, or sealed and not a
 
 func (a *attachment) attachRaw(t *attempt, st object.Stat, c config) error {
 	a.kind = rawBlock
-	l, _, err := readHeader(a.obj, st.Size)
+	l, h, err := readHeader(a.obj, st.Size)
 	if err == nil && !l.anonymous() { // a stale block is fs.ErrNotExist: Create replaces it
 		if err := a.obj.Lockable(); err != nil {
 			return err
 		}
-		if _, err := inUse(t, a.obj, l); err != nil {
+		persists := func() bool { return l.persistent() || h.keep().Load() != 0 }
+		if _, err := inUse(t, a.obj, persists); err != nil {
 			return err
 		}
 	}

@@ -61,10 +61,26 @@ func TestDesign(t *testing.T) {
 	}
 
 	const header = "docs/design-header.svg"
-	for name, off := range map[string]int{"magic": 0, "created": offCreated, "state": offState, "count": offCount, "size": offSize, "written": offWritten} {
+	for name, off := range map[string]int{"magic": 0, "created": offCreated, "state": offState, "count": offCount, "size": offSize, "written": offWritten, "event": offEvent, "held": offLock} {
 		row := fmt.Sprintf(`>%d</text>\n.*<rect[^>]*>\n.*>%s<`, off, name)
 		if !regexp.MustCompile(row).MatchString(read(t, header)) {
 			t.Errorf("%s: no %s at %d", header, name, off)
+		}
+	}
+}
+
+// TestWaitingPage holds the programs of docs/waiting.md to those that are tested.
+func TestWaitingPage(t *testing.T) {
+	tested := read(t, "example_waiting_test.go")
+	programs := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(read(t, "docs/waiting.md"), -1)
+	if len(programs) != 5 {
+		t.Errorf("%d programs, want 5", len(programs))
+	}
+	for _, p := range programs {
+		for _, f := range strings.Split(p[1], "\n}\n") {
+			if !strings.Contains(tested, strings.TrimSpace(f)) {
+				t.Errorf("not tested: %s", f)
+			}
 		}
 	}
 }

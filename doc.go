@@ -49,7 +49,7 @@
 // [OpenOrCreate] of its name, or [Reap], removes it, in any process that is permitted
 // to. Open then returns [fs.ErrNotExist], and Create creates a new block.
 //
-// A block created with [Persistent] stays until [Unlink]. So does a [Headerless]
+// A block created with [Persistent], or kept by [Segment.Keep], stays until [Unlink]. So does a [Headerless]
 // block, because nothing shows which processes are attached to it.
 //
 // A Segment that is dropped without Close is detached when the garbage collector
@@ -61,12 +61,22 @@
 //
 // Cap is the number of bytes that a block can hold; it never changes. Size is the
 // number of bytes that it holds; all processes see it change. A new block has
-// Size == Cap, and all its bytes are zero. Reads end at Size. Writes beyond Size
-// raise it, up to Cap. So a block can be filled from a stream, and its readers get
-// [io.EOF] after the last byte:
+// Size == Cap, and all its bytes are zero, or is [Empty]. Reads end at Size. Writes
+// beyond Size raise it, up to Cap. So a block can be filled from a stream, and its
+// readers get [io.EOF] after the last byte:
 //
-//	seg.Truncate(0)
+//	seg, err := shm.Create("frames", 16<<20, shm.Empty())
 //	io.Copy(seg, stream)
+//
+// # Waiting
+//
+// A Segment returns io.EOF at Size; a [Follower] waits there for more, until the block is
+// finished ([Segment.Finish]) or no process is left that could write to it. [OpenWait]
+// waits for a block, [Segment.Wait] for any condition, and [Segment.Lock] for a lock that
+// the kernel takes from a process that ends.
+//
+// What changes Size wakes those that wait. Stores to the slice of Bytes or View do not:
+// call [Segment.Notify] after them. The page docs/waiting.md has five programs.
 //
 // # Concurrency
 //

@@ -26,6 +26,22 @@ var (
 	// io.ErrShortWrite.
 	ErrFull = fmt.Errorf("block is full: %w", io.ErrShortWrite)
 
+	// ErrFinished is returned for a write that would raise the Size of a finished block.
+	// It is also io.ErrClosedPipe.
+	ErrFinished = fmt.Errorf("block is finished: %w", io.ErrClosedPipe)
+
+	// ErrTruncated is returned to a Follower whose stream was ended by Truncate, and to
+	// ReadFrom if Truncate may have cleared bytes that it had read.
+	ErrTruncated = errors.New("block was truncated")
+
+	// ErrAbandoned is returned to a Follower if the stream is not finished and no process
+	// is attached that could write to the block, whatever its permission: all others have
+	// opened it ReadOnly or have only followed. It is also io.ErrUnexpectedEOF.
+	ErrAbandoned = fmt.Errorf("no writer is attached: %w", io.ErrUnexpectedEOF)
+
+	// ErrLocked is returned by TryLock if the block's lock is held.
+	ErrLocked = errors.New("block is locked")
+
 	// ErrNoSpace is returned when the memory or the address space for a block cannot
 	// be allocated: the file system of shared memory is full, or a limit of the
 	// process or the machine is reached.
@@ -52,8 +68,8 @@ var (
 	ErrFault = object.ErrFault
 
 	// ErrBusy is returned after two seconds of waiting for another process: it was
-	// stopped while it held the block's mutex, keeps changing Size (see Truncate), or
-	// has a lease on the file (Linux).
+	// stopped while it held the block's mutex or in Truncate, keeps truncating the block,
+	// or has a lease on the file (Linux).
 	ErrBusy = object.ErrBusy
 )
 

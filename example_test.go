@@ -18,12 +18,11 @@ import (
 
 // One process fills a block, and another one reads it.
 func Example() {
-	seg, err := shm.Create("", 1<<20) // or a name that both know
+	seg, err := shm.Create("", 1<<20, shm.Empty()) // or a name that both know
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer seg.Close()
-	seg.Truncate(0) // readers stop at what has been written
 	if _, err := io.Copy(seg, strings.NewReader("hello from another process")); err != nil {
 		log.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -40,6 +41,13 @@ func SetPatience(t testing.TB, d time.Duration) {
 	t.Cleanup(func() { patience = old })
 }
 
+// NoTick makes calls that wait look only when they are woken, for the time of the test.
+func NoTick(t testing.TB) {
+	old := tick
+	tick = time.Hour
+	t.Cleanup(func() { tick = old })
+}
+
 // Patience is SetPatience for the rest of the process: that of a child.
 func Patience(d time.Duration) { patience = d }
 
@@ -72,3 +80,9 @@ func HoldOffset(seg *Segment, f func()) {
 	defer seg.h.mu.Unlock()
 	f()
 }
+
+// Sleepers returns how many calls of the Segment sleep, or are about to.
+func Sleepers(s *Segment) int { return int(s.h.sleepers.Load()) }
+
+// ID returns the id of the block in hexadecimal.
+func ID(s *Segment) (string, error) { return fmt.Sprintf("%x", s.h.layout.id), nil }

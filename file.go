@@ -29,7 +29,7 @@ import (
 // the memory or the address space for the block cannot be allocated, or
 // [errors.ErrUnsupported].
 //
-// Options: [Label], [Sparse], [Prefault].
+// Options: [Label], [Empty], [Sparse], [Prefault].
 func Anonymous(size int64, opts ...Option) (*Segment, error) {
 	c, err := newConfig(opts, anonymousOptions)
 	var a *attachment

@@ -193,7 +193,7 @@ func TestFromFileHostileMemory(t *testing.T) {
 		{"sealed against writing", sealedWrite, fs.ErrPermission},
 		{"cut off by one", memory(t, anon[:len(anon)-1], fixed), shm.ErrCorrupt},
 		{"cut off in the header", memory(t, anon[:320], fixed), shm.ErrCorrupt},
-		{"cut off in the words", memory(t, anon[:319], fixed), shm.ErrNotSegment},
+		{"cut off before the words", memory(t, anon[:63], fixed), shm.ErrNotSegment},
 		{"wrong checksum", memory(t, change(anon, atCapacity, 7), fixed), shm.ErrCorrupt},
 		{"wrong version", memory(t, func() []byte {
 			b := change(anon, atVersion, 9)

@@ -3,6 +3,7 @@ package shm_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -18,9 +19,10 @@ import (
 
 // model is a block as a slice of bytes and an offset.
 type model struct {
-	data []byte // as far as Size
-	cap  int64
-	off  int64
+	data     []byte // as far as Size
+	cap      int64
+	off      int64
+	finished bool
 }
 
 func (m *model) readAt(n int, off int64) ([]byte, error) {
@@ -41,25 +43,35 @@ func (m *model) writeAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fs.ErrInvalid
 	}
+	var err error
 	n := min(int64(len(p)), max(m.cap-off, 0))
+	if n < int64(len(p)) {
+		err = shm.ErrFull
+	}
+	size := int64(len(m.data))
+	if n > 0 && m.finished && off+n > size {
+		n, err = max(size-off, 0), shm.ErrFinished
+	}
 	if n > 0 {
-		m.truncate(max(int64(len(m.data)), off+n))
+		m.resize(max(size, off+n))
 		copy(m.data[off:], p[:n])
 	}
-	if n < int64(len(p)) {
-		return int(n), shm.ErrFull
-	}
-	return int(n), nil
+	return int(n), err
 }
 
 func (m *model) truncate(n int64) error {
 	if n < 0 || n > m.cap {
 		return fs.ErrInvalid
 	}
+	m.resize(n)
+	m.finished = false
+	return nil
+}
+
+func (m *model) resize(n int64) {
 	grown := make([]byte, n)
 	copy(grown, m.data)
 	m.data = grown
-	return nil
 }
 
 func (m *model) seek(off int64, whence int) error {
@@ -86,6 +98,7 @@ func (m *model) seek(off int64, whence int) error {
 func FuzzReadWriteSeek(f *testing.F) {
 	f.Add(uint16(100), []byte("\x00\x00\x00\x10\x01\x00\x00\x05\x02\x01\x00\x20\x03\x01\x00\x04"))
 	f.Add(uint16(5000), []byte("\x08\x00\x00\x00\x01\x00\x10\x00\x04\x01\x00\x00\x09\x01\x00\x00\x0a\x00\x02\x00"))
+	f.Add(uint16(100), []byte("\x08\x00\x00\x00\x00\x00\x00\x10\x0b\x01\x00\x00\x0c\x01\x00\x00\x00\x00\x00\x10\x0c\x00\x00\x00"))
 	f.Add(uint16(1), []byte("\x05\x00\x00\x00\x06\x00\x00\x00\x07\x01\x00\x02"))
 	f.Fuzz(func(t *testing.T, capacity uint16, steps []byte) {
 		if capacity == 0 {
@@ -114,11 +127,11 @@ func step(t *testing.T, seg *shm.Segment, m *model, what int, n int64) {
 	same := func(got, want []byte, err, wantErr error) {
 		t.Helper()
 		if !bytes.Equal(got, want) || !errors.Is(err, wantErr) || (err == nil) != (wantErr == nil) {
-			t.Fatalf("step %d with %d: %x, %v; want %x, %v", what%11, n, got, err, want, wantErr)
+			t.Fatalf("step %d with %d: %x, %v; want %x, %v", what%13, n, got, err, want, wantErr)
 		}
 	}
 	size := int(max(n, 0)) // of buffers
-	switch what % 11 {
+	switch what % 13 {
 	case 0: // Write
 		p := noise(size)
 		got, err := seg.Write(p)
@@ -148,8 +161,8 @@ func step(t *testing.T, seg *shm.Segment, m *model, what int, n int64) {
 		want, wantErr := m.readAt(len(p), n)
 		same(p[:got], want, err, wantErr)
 	case 4, 5, 6, 7: // Seek
-		_, err := seg.Seek(n, what%11-4)
-		same(nil, nil, err, m.seek(n, what%11-4))
+		_, err := seg.Seek(n, what%13-4)
+		same(nil, nil, err, m.seek(n, what%13-4))
 	case 8: // Truncate
 		same(nil, nil, seg.Truncate(n), m.truncate(n))
 	case 9: // WriteTo
@@ -164,9 +177,17 @@ func step(t *testing.T, seg *shm.Segment, m *model, what int, n int64) {
 		want, wantErr := m.writeAt(p, m.off)
 		m.off += int64(want)
 		same(p[:got], p[:want], err, wantErr)
+	case 11: // Finish
+		same(nil, nil, seg.Finish(), nil)
+		m.finished = true
+	case 12: // Follow
+		if m.finished {
+			got, err := io.ReadAll(seg.Follow(context.Background()))
+			same(got, m.data, err, nil)
+		}
 	}
 	if off, _ := seg.Seek(0, io.SeekCurrent); off != m.off {
-		t.Fatalf("step %d with %d: offset %d, want %d", what%11, n, off, m.off)
+		t.Fatalf("step %d with %d: offset %d, want %d", what%13, n, off, m.off)
 	}
 }
 
@@ -259,6 +280,14 @@ func everything(seg *shm.Segment) {
 	seg.WriteString("string")
 	seg.Truncate(10)
 	seg.Truncate(9999)
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	seg.Wait(now, func() bool { return false })
+	seg.Follow(now).Read(p)
+	seg.Lock(now)
+	seg.Unlock()
+	seg.Notify()
+	seg.Finish()
 	seg.Bytes()
 	seg.View(func(b []byte) error {
 		for i := range b {

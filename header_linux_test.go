@@ -25,8 +25,9 @@ import (
 const (
 	atVersion, atHeaderSize, atCapacity, atFlags = 8, 12, 16, 24
 	atCreator, atCreated, atID, atZero, atSum    = 28, 32, 40, 56, 60
-	atState, atCount, atSize, atWritten          = 64, 128, 192, 256
-	headerEnd                                    = 320
+	atState, atKeep, atCount, atSize, atWritten  = 64, 68, 128, 192, 256
+	atGeneration, atDirty, atHeld, atGuest       = 208, 216, 384, 392
+	fixedEnd, headerEnd                          = 64, 768
 
 	version = 2 // of that layout
 )
@@ -223,7 +224,7 @@ func TestCutOff(t *testing.T) {
 		switch {
 		case n >= len(b):
 			want, wantCreate, wantRaw = fs.ErrNotExist, nil, fs.ErrNotExist
-		case n >= headerEnd: // it is plain that it was a block, and that nobody can use it
+		case n >= fixedEnd: // it is plain that it was a block, and that nobody can use it
 			want, wantCreate, wantRaw = shm.ErrCorrupt, nil, fs.ErrInvalid
 		case n == 0:
 			wantRaw = shm.ErrNotSegment
@@ -302,7 +303,8 @@ var scribbleProgram = proctest.Register("scribble", func(p *proctest.Parent) err
 	for i := 0; ; i++ {
 		switch i % 4 {
 		case 0: // the words
-			off := []int{atState, atCount, atSize, atWritten}[rand.IntN(4)]
+			words := []int{atState, atCount, atSize, atWritten, atGeneration, atDirty, atHeld, atGuest}
+			off := words[rand.IntN(len(words))]
 			put(m, off, extremes[rand.IntN(len(extremes))]+rand.Uint64N(3)*5000)
 		case 1:
 			put(m, []int{atSize, atWritten}[rand.IntN(2)], rand.Uint64())
@@ -325,12 +327,14 @@ func TestScribblers(t *testing.T) {
 	seg := block(t, 10000)
 	name := seg.Name()
 	t.Cleanup(func() { os.Remove(shmPath(name)) })
+	var scribblers []*proctest.Child
 	for range 2 {
 		c := proctest.Start(t, scribbleProgram, name)
 		c.Expect("ready")
 		c.Say("go")
+		scribblers = append(scribblers, c)
 	}
-	mine := []error{fs.ErrNotExist, fs.ErrExist, fs.ErrInvalid, shm.ErrCorrupt, shm.ErrVersion, shm.ErrNotSegment, shm.ErrBusy, shm.ErrFull, io.EOF}
+	mine := []error{fs.ErrNotExist, fs.ErrExist, fs.ErrInvalid, shm.ErrCorrupt, shm.ErrVersion, shm.ErrNotSegment, shm.ErrBusy, shm.ErrFull, shm.ErrFinished, shm.ErrTruncated, io.EOF}
 	for range rounds(200) {
 		everything(seg)
 		if size := seg.Size(); size < 0 || size > 10000 || seg.Refs() < 0 {
@@ -360,6 +364,10 @@ func TestScribblers(t *testing.T) {
 		shm.Reap()
 		mustStay(t, name)
 	}
+	for _, c := range scribblers {
+		c.Kill()
+	}
+	clear(shm.Header(seg)[atKeep : atKeep+4]) // a block that is kept stays
 	seg.Close()
 	mustBeFree(t, name)
 }

@@ -26,7 +26,8 @@ type Info struct {
 	Attached   bool        `json:"attached"`          // the kernel's locks show an attachment; false for a Headerless block
 	Linked     bool        `json:"linked"`            // the name leads to this block
 	Headerless bool        `json:"headerless"`
-	Persistent bool        `json:"persistent"`
+	Persistent bool        `json:"persistent"` // or kept by Keep
+	Finished   bool        `json:"finished"`   // see [Segment.Finish]
 	Sparse     bool        `json:"sparse"`
 	Owner      int         `json:"owner"`            // user id; -1 where the system has none
 	Mode       fs.FileMode `json:"mode"`             // permission bits
@@ -116,7 +117,9 @@ func newRawInfo(name string, obj object.Stat) Info {
 
 // setWords sets the fields that come from the words of the header.
 func (i *Info) setWords(h header) {
-	i.Size = int64(min(h.size().Load(), uint64(i.Cap)))
+	size := h.loadSize()
+	i.Size, i.Finished = int64(min(size.length(), uint64(i.Cap))), size.has(finished)
+	i.Persistent = i.Persistent || h.keep().Load() != 0
 	i.Refs = h.refs()
 }
 
@@ -146,7 +149,7 @@ func (a *attachment) stat() (*Info, error) {
 	if a.kind != rawBlock {
 		info = newInfo(a.name, obj, a.layout)
 		info.Attached = true
-		if info.Size, err = a.size(); err != nil {
+		if err := a.words(info.setWords); err != nil {
 			return nil, err
 		}
 		if info.Refs, info.Holders, err = a.holders(); err != nil {

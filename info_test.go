@@ -25,13 +25,13 @@ func TestInfoJSON(t *testing.T) {
 		{
 			shm.Info{Name: "frames", Size: 5, Cap: 4096, Refs: 2, Attached: true, Linked: true, Sparse: true,
 				Owner: 1000, Mode: 0o640, ModTime: created, Created: created, Creator: 7, ID: [16]byte{0xab, 15: 1}},
-			`{"name":"frames","size":5,"cap":4096,"refs":2,"attached":true,"linked":true,"headerless":false,"persistent":false,` +
+			`{"name":"frames","size":5,"cap":4096,"refs":2,"attached":true,"linked":true,"headerless":false,"persistent":false,"finished":false,` +
 				`"sparse":true,"owner":1000,"modTime":"2026-01-02T03:04:05Z","created":"2026-01-02T03:04:05Z","creator":7,` +
 				`"state":"attached","mode":"0640","id":"ab000000000000000000000000000001"}`,
 		},
 		{
 			shm.Info{Name: "psm_1", Headerless: true, Owner: -1},
-			`{"name":"psm_1","size":0,"cap":0,"refs":0,"attached":false,"linked":false,"headerless":true,"persistent":false,` +
+			`{"name":"psm_1","size":0,"cap":0,"refs":0,"attached":false,"linked":false,"headerless":true,"persistent":false,"finished":false,` +
 				`"sparse":false,"owner":-1,"creator":0,"state":"raw","mode":"0000"}`,
 		},
 		{shm.Info{Persistent: true}, `"state":"kept"`},
@@ -197,7 +197,7 @@ func TestHolders(t *testing.T) {
 		h := shm.Holder{PID: a.Process.Pid, Here: true}
 		if i == 1 {
 			a.attach("open %s readonly", seg.Name())
-			h.ReadOnly = shm.Files() // darwin's lock page does not say
+			h.ReadOnly = true
 		} else {
 			a.attach("open %s", seg.Name())
 		}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/shmkit/shm/internal/backoff"
 	"github.com/shmkit/shm/internal/gate"
 	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
@@ -32,6 +33,10 @@ type mapping struct {
 	pass atomic.Uint32 // one of the pass values, first set by decideQuick, last by close
 	lent atomic.Bool   // set by Bytes: the program may have a slice, which the collector does not see
 	kept bool          // set by close: the addresses of mem stay unused until drop
+
+	sleepers atomic.Int32    // calls that sleep, or are about to
+	spins    backoff.Backoff // of waitAwake
+	yields   backoff.Backoff
 
 	warmed atomic.Uint64 // the largest end of a long write to data; see fresh
 }
@@ -236,7 +241,9 @@ func (m *mapping) size() (size int64, err error) {
 
 // loadSize is size for a caller that is under guard itself. A word larger than Cap
 // was written by another program.
-func (m *mapping) loadSize() int64 { return int64(min(m.head.size().Load(), uint64(len(m.data)))) }
+func (m *mapping) loadSize() int64 {
+	return int64(min(m.head.loadSize().length(), uint64(len(m.data))))
+}
 
 // tryRead copies from the mapping. It returns how many bytes it has copied and the
 // size of the block, or a negative size if there was a fault.

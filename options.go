@@ -76,6 +76,11 @@ func Headerless() Option { return setting{option: optHeaderless} }
 // On Windows the memory is committed, though not yet in use.
 func Sparse() Option { return setting{option: optSparse} }
 
+// Empty makes [Create], [OpenOrCreate] and [Anonymous] create a block with Size 0, to be
+// filled by a stream: its readers see what has been written, and no zeros. It is
+// fs.ErrInvalid together with Headerless.
+func Empty() Option { return setting{option: optEmpty} }
+
 // Prefault maps all memory of the block when it is created or opened, so that the
 // first access to each page does not cost a page fault.
 func Prefault() Option { return setting{option: optPrefault} }
@@ -85,7 +90,7 @@ func Prefault() Option { return setting{option: optPrefault} }
 // string, and does not make the block known to other processes.
 func Label(name string) Option { return setting{option: optLabel, label: name} }
 
-type optionSet uint8
+type optionSet uint16
 
 const (
 	optReadOnly optionSet = 1 << iota
@@ -95,16 +100,17 @@ const (
 	optSparse
 	optPrefault
 	optLabel
+	optEmpty
 	optAnonymous // set by Anonymous
 
 	openOptions      = optReadOnly | optHeaderless | optPrefault
-	anonymousOptions = optLabel | optSparse | optPrefault
-	createOptions    = optPersistent | optPerm | optHeaderless | optSparse | optPrefault
+	anonymousOptions = optLabel | optSparse | optPrefault | optEmpty
+	createOptions    = optPersistent | optPerm | optHeaderless | optSparse | optPrefault | optEmpty
 )
 
 func (s optionSet) String() string {
 	var names []string
-	for i, name := range []string{"ReadOnly", "Persistent", "Perm", "Headerless", "Sparse", "Prefault", "Label"} {
+	for i, name := range []string{"ReadOnly", "Persistent", "Perm", "Headerless", "Sparse", "Prefault", "Label", "Empty"} {
 		if s&(1<<i) != 0 {
 			names = append(names, name)
 		}
@@ -184,7 +190,7 @@ func newConfig(opts []Option, allowed optionSet) (config, error) {
 	if wrong := c.optionSet &^ allowed; wrong != 0 {
 		return c, fmt.Errorf("%w: option %v does not apply: allowed are %v", fs.ErrInvalid, wrong, allowed)
 	}
-	for _, pair := range []optionSet{optHeaderless | optPersistent, optSparse | optPrefault} {
+	for _, pair := range []optionSet{optHeaderless | optPersistent, optHeaderless | optEmpty, optSparse | optPrefault} {
 		if c.optionSet&pair == pair {
 			return c, fmt.Errorf("%w: options %v cannot be combined", fs.ErrInvalid, pair)
 		}

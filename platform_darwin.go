@@ -3,7 +3,10 @@ package shm
 import (
 	"errors"
 	"io"
+	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,20 +28,28 @@ func (darwin) Step(string)  {}
 
 var errNoObject = errors.New("not a shared memory object")
 
-// shm_open and shm_unlink are called in libSystem, as golang.org/x/sys/unix
+// shm_open, shm_unlink and dlsym are called in libSystem, as golang.org/x/sys/unix
 // calls what it has; it has not got these. The trampolines are in
 // platform_darwin.s. Without cgo this is the only way that Apple supports.
 
+//go:cgo_import_dynamic libc_dlsym dlsym "/usr/lib/libSystem.B.dylib"
 //go:cgo_import_dynamic libc_shm_open shm_open "/usr/lib/libSystem.B.dylib"
 //go:cgo_import_dynamic libc_shm_unlink shm_unlink "/usr/lib/libSystem.B.dylib"
 
 var (
+	libc_dlsym_trampoline_addr      uintptr
 	libc_shm_open_trampoline_addr   uintptr
 	libc_shm_unlink_trampoline_addr uintptr
 )
 
 //go:linkname syscall_syscall syscall.syscall
 func syscall_syscall(fn, a1, a2, a3 uintptr) (r1, r2 uintptr, err syscall.Errno)
+
+//go:linkname syscall_syscall6 syscall.syscall6
+func syscall_syscall6(fn, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, err syscall.Errno)
+
+//go:linkname syscall_syscallPtr syscall.syscallPtr
+func syscall_syscallPtr(fn, a1, a2, a3 uintptr) (r1, r2 uintptr, err syscall.Errno)
 
 func (darwin) ShmOpen(name string, flags int, mode uint32) (fd int, err error) {
 	p, err := unix.BytePtrFromString(name)
@@ -104,6 +115,61 @@ func (darwin) StartTime(pid int) (uint64, error) {
 	}
 	start := info.Proc.P_starttime
 	return uint64(start.Sec)*1e6 + uint64(start.Usec), nil
+}
+
+// addressCalls are the functions of os/os_sync_wait_on_address.h. They are looked up
+// when they are needed, because macOS has them since 14.4, and a program that imports
+// them does not start on an older one.
+type addressCalls struct{ wait, wakeAny, wakeAll uintptr }
+
+var findAddressCalls = sync.OnceValue(func() (found addressCalls) {
+	for name, fn := range map[string]*uintptr{
+		"os_sync_wait_on_address_with_timeout": &found.wait,
+		"os_sync_wake_by_address_any":          &found.wakeAny,
+		"os_sync_wake_by_address_all":          &found.wakeAll,
+	} {
+		const everywhere = ^uintptr(1) // RTLD_DEFAULT of dlfcn.h, -2
+		p, err := unix.BytePtrFromString(name)
+		if err == nil {
+			*fn, _, _ = syscall_syscallPtr(libc_dlsym_trampoline_addr, everywhere, uintptr(unsafe.Pointer(p)), 0)
+		}
+		if *fn == 0 {
+			return addressCalls{}
+		}
+	}
+	return found
+})
+
+const (
+	addressShared = 1  // OS_SYNC_WAIT_ON_ADDRESS_SHARED: the kernel goes by the memory, not by its address
+	addressClock  = 32 // OS_CLOCK_MACH_ABSOLUTE_TIME of os/clock.h, the only one
+)
+
+// Sleep implements [posixshm.Kernel]. Errors are EFAULT and ENOMEM for want of memory,
+// and EDOM or EINVAL if another program sleeps on the word in another way.
+func (darwin) Sleep(word *atomic.Uint32, value uint32, most time.Duration) error {
+	calls := findAddressCalls()
+	if calls.wait == 0 {
+		return syscall.ENOSYS
+	}
+	most = max(most, 1) // 0 is EINVAL
+	_, _, err := syscall_syscall6(calls.wait, uintptr(unsafe.Pointer(word)), uintptr(value), unsafe.Sizeof(value),
+		addressShared, addressClock, uintptr(most))
+	if err != 0 && err != syscall.ETIMEDOUT && err != syscall.EINTR {
+		return err
+	}
+	return nil
+}
+
+func (darwin) Wake(word *atomic.Uint32, all bool) {
+	calls := findAddressCalls()
+	wake := calls.wakeAny
+	if all {
+		wake = calls.wakeAll
+	}
+	if wake != 0 {
+		syscall_syscall(wake, uintptr(unsafe.Pointer(word)), unsafe.Sizeof(uint32(0)), addressShared)
+	}
 }
 
 func (darwin) ObjectSize(fd uintptr) (int64, error) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shmkit/shm/internal/blockname"
+	"github.com/shmkit/shm/internal/futex"
 	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/raw"
 	"github.com/shmkit/shm/internal/sysunix"
@@ -48,6 +49,8 @@ type tmpfsObject struct {
 	dev, ino uint64 // set by the first stat, before another goroutine can have the object
 	sealed   bool   // nobody can change its size; known of what is anonymous or came by a file
 	locked   bool   // it may have a lock
+	writer   bool   // its own byte is among those of the writers
+	tag      atomic.Int64
 }
 
 // Create implements [object.System]. The object has no name before Publish, so it
@@ -442,37 +445,117 @@ func (o *tmpfsObject) Leave() {
 	}
 }
 
-// Join implements [object.Locks]. A writable description takes a write lock, so
-// that no other attachment has its byte. One for reading only can take no more than
-// a read lock, and relies on the number that its process gives it.
-func (o *tmpfsObject) Join(writer bool) error {
-	first, kind := int64(readers), int16(unix.F_WRLCK)
-	if writer {
-		first = writers
+// Join implements [object.Locks].
+func (o *tmpfsObject) Join(writer bool, used func(tag uint64) bool) error {
+	for {
+		tag := newTag()
+		err := o.lockOwn(tag, writer)
+		switch {
+		case err == errTaken:
+			continue
+		case err != nil:
+			return err
+		case used != nil && used(uint64(tag)):
+			o.unlockOwn(tag, writer)
+			continue
+		}
+		o.tag.Store(tag)
+		o.writer = writer
+		return nil
 	}
+}
+
+// errTaken is returned for a byte that another Object has.
+var errTaken = errors.New("tag is taken")
+
+func ownByte(tag int64, writer bool) int64 {
+	if writer {
+		return writers | tag
+	}
+	return readers | tag
+}
+
+// lockOwn locks an own byte. A writable description takes a write lock, so that no
+// other attachment has the byte. One for reading only can take no more than a read
+// lock, and relies on the number that its process gives it.
+func (o *tmpfsObject) lockOwn(tag int64, writer bool) error {
+	kind := int16(unix.F_WRLCK)
 	if !o.writable {
 		kind = unix.F_RDLCK
 	}
-	for {
-		own := first | newTag()
-		err := o.setLock(kind, own, 1)
-		if err != object.ErrBusy {
-			return err
-		}
-		switch there, err := o.getLock(own, own+1); {
-		case err != nil:
-			return err
-		case there.Type != unix.F_UNLCK && there.Len != 1: // another Object is alone
-			return object.ErrBusy
-		}
+	own := ownByte(tag, writer)
+	err := o.setLock(kind, own, 1)
+	if err != object.ErrBusy {
+		return err
 	}
+	switch there, err := o.getLock(own, own+1); {
+	case err != nil:
+		return err
+	case there.Type != unix.F_UNLCK && there.Len != 1: // another Object is alone
+		return object.ErrBusy
+	}
+	return errTaken
 }
+
+func (o *tmpfsObject) unlockOwn(tag int64, writer bool) {
+	o.setLock(unix.F_UNLCK, ownByte(tag, writer), 1)
+}
+
+// SetWriter implements [object.Locks]. It locks the new byte before it unlocks the
+// old one, so that it has joined all the time.
+func (o *tmpfsObject) SetWriter(writer bool) error {
+	if o.writer == writer {
+		return nil
+	}
+	old := o.tag.Load()
+	tag := old
+	err := o.lockOwn(tag, writer)
+	for err == errTaken {
+		tag = newTag()
+		err = o.lockOwn(tag, writer)
+	}
+	if err != nil {
+		return err
+	}
+	o.tag.Store(tag)
+	o.unlockOwn(old, o.writer)
+	o.writer = writer
+	return nil
+}
+
+func (o *tmpfsObject) Writers() (bool, error) {
+	lock, err := o.getLock(writers, readers)
+	return lock.Type != unix.F_UNLCK, err
+}
+
+func (o *tmpfsObject) Tag() uint64 { return uint64(o.tag.Load()) }
+
+func (o *tmpfsObject) Gone(tag uint64) bool {
+	if int64(tag) == o.tag.Load() { // the kernel does not tell of one's own locks
+		return false
+	}
+	own := ownByte(int64(tag), true)
+	lock, err := o.getLock(own, own+1)
+	return err == nil && lock.Type == unix.F_UNLCK
+}
+
+// Sleep, Wake and Yield implement [object.Sleeper].
+func (o *tmpfsObject) Sleep(header []byte, off int, value uint32, most time.Duration, still func() bool) {
+	futex.Sleep(raw.Uint32(header, off), value, most, still)
+}
+
+func (o *tmpfsObject) Wake(header []byte, off int, all bool) {
+	futex.Wake(raw.Uint32(header, off), all)
+}
+
+func (o *tmpfsObject) Yield() { futex.Yield() }
 
 // A tag names an attachment: 20 bits for the namespace of process ids, 0 if it is
 // not known, 22 for the process id, 18 that count attachments of the process.
 const (
 	pidBits   = 22 // process ids end at 4194303: PID_MAX_LIMIT
 	countBits = 18
+	tagMask   = 1<<60 - 1
 )
 
 func newTag() int64 {
@@ -498,7 +581,7 @@ var pidNamespace = sync.OnceValue(func() int64 {
 })
 
 func newHolder(at int64) object.Holder {
-	tag := at & (1<<60 - 1)
+	tag := at & tagMask
 	namespace := tag >> (pidBits + countBits)
 	h := object.Holder{
 		PID:    int(tag >> countBits & (1<<pidBits - 1)),
@@ -552,6 +635,7 @@ func (o *tmpfsObject) Holders() (list []object.Holder, err error) {
 // one lock a call, and not the first.
 func (o *tmpfsObject) eachHolder(most int, f func(object.Holder) bool) (complete bool, err error) {
 	type gap struct{ start, end int64 }
+	seen := make(map[int64]bool)
 	for gaps := []gap{{writers, endOfLocks}}; len(gaps) > 0; {
 		g := gaps[len(gaps)-1]
 		gaps = gaps[:len(gaps)-1]
@@ -568,9 +652,12 @@ func (o *tmpfsObject) eachHolder(most int, f func(object.Holder) bool) (complete
 			return false, nil
 		}
 		most--
-		if lock.Len == 1 && !f(newHolder(lock.Start)) {
+		// One that moves from the writers to the others, or back, has two for a moment.
+		tag := lock.Start & tagMask
+		if lock.Len == 1 && !seen[tag] && !f(newHolder(lock.Start)) {
 			return false, nil
 		}
+		seen[tag] = true
 		gaps = append(gaps, gap{lock.Start + max(lock.Len, 1), g.end}, gap{g.start, lock.Start})
 	}
 	return true, nil

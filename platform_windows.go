@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -27,8 +30,10 @@ import (
 // publishes a block: a section has its name before anything is in it.
 //
 // Beside the section there are, of the same lifetime, a mutex for each name and
-// an event for each section, which is never signalled: an attachment has joined
-// while it has a handle on it, and the kernel knows how many there are.
+// two events for each section, which are never signalled: an attachment has joined
+// while it has a handle on the first, and is a writer while it has one on the second.
+// The kernel knows how many there are. A writer has an event of its own as well, whose
+// name is its tag.
 const (
 	headerLength = 4 << 10 // also where Windows gives memory out by 64 KiB
 
@@ -59,7 +64,12 @@ func generationName(name string, generation int) string {
 	return name + "!" + strconv.Itoa(generation)
 }
 
-func lifeName(section string) string { return section + "!life" }
+func lifeName(section string) string    { return section + "!life" }
+func writersName(section string) string { return section + "!writers" }
+
+func tagName(section string, tag uint64) string {
+	return section + "!t" + strconv.FormatUint(tag, 36)
+}
 
 func init() { object.SetDefault(sections{}) }
 
@@ -78,6 +88,7 @@ func (sections) Limits() object.Limits {
 // sectionObject implements [object.Object]. It is a section with a view of all of
 // it, which lasts as long as the handle unless Map has passed it on.
 type sectionObject struct {
+	object.Looks
 	object.NoFiles
 	name     string // of the block
 	section  string // name of the section, "" for an anonymous block
@@ -90,6 +101,15 @@ type sectionObject struct {
 	mutex  windows.Handle // 0 until it is asked for
 	locked bool           // this thread has the mutex
 	life   windows.Handle // event that those who have joined have a handle on
+
+	writers windows.Handle // event that the writers have a handle on
+	own     windows.Handle // event of tag
+	tag     atomic.Uint64  // of the last time that it was a writer
+	writes  atomic.Bool    // it has writers and own
+
+	sleeper
+	findName sync.Once
+	ownName  string // of the section of an anonymous block
 }
 
 func (sections) Create(name string, size int64, opts object.Options) (object.Object, error) {
@@ -413,6 +433,8 @@ func (sections) Unmap(mem []byte) {
 func (sections) Revoke([]byte) error { return errors.ErrUnsupported }
 func (sections) Revocable() int64    { return 0 }
 
+func (sections) Watch() (object.Watch, error) { return nil, errors.ErrUnsupported }
+
 // ReadAt and WriteAt implement [object.Object]. The kernel moves the bytes, as for a
 // debugger: they end where memory would fault.
 func (o *sectionObject) ReadAt(p []byte, off int64) (int, error) {
@@ -487,7 +509,16 @@ func (o *sectionObject) Unlock() {
 
 // Join implements [object.Locks]: under the mutex, so that no process counts
 // handles meanwhile.
-func (o *sectionObject) Join(bool) error {
+func (o *sectionObject) Join(writer bool, used func(tag uint64) bool) error {
+	o.sleepAgain()
+	err := o.joinLocked()
+	if err == nil && writer {
+		err = o.beWriter(used)
+	}
+	return err
+}
+
+func (o *sectionObject) joinLocked() error {
 	if o.life != 0 {
 		return nil // since Create
 	}
@@ -505,16 +536,93 @@ func (o *sectionObject) join() error {
 	if o.life != 0 {
 		return nil
 	}
+	var err error
+	o.life, _, err = newEvent(lifeName(o.section))
+	return err
+}
+
+// newEvent creates the event called name, or opens it.
+func newEvent(name string) (event windows.Handle, created bool, err error) {
 	security, err := section.Security()
 	if err != nil {
+		return 0, false, err
+	}
+	event, err = windows.CreateEvent(security, 0, 0, utf16(name))
+	if event == 0 {
+		return 0, false, spaceErr(err)
+	}
+	return event, err == nil, nil
+}
+
+// beWriter adds the Object to the writers, under a tag that is not used.
+func (o *sectionObject) beWriter(used func(tag uint64) bool) (err error) {
+	if o.writes.Load() {
+		return nil
+	}
+	for o.own == 0 {
+		tag := 1 + rand.Uint64N(nobody-1)
+		if used != nil && used(tag) {
+			continue
+		}
+		created := false
+		if o.own, created, err = newEvent(tagName(o.section, tag)); err != nil {
+			return err
+		}
+		if !created {
+			closeHandle(&o.own)
+			continue
+		}
+		o.tag.Store(tag)
+	}
+	if o.writers, _, err = newEvent(writersName(o.section)); err != nil {
+		closeHandle(&o.own)
 		return err
 	}
-	life, err := windows.CreateEvent(security, 0, 0, utf16(lifeName(o.section)))
-	if life == 0 {
-		return spaceErr(err)
-	}
-	o.life = life
+	o.writes.Store(true)
 	return nil
+}
+
+func (o *sectionObject) beNoWriter() {
+	o.writes.Store(false)
+	closeHandle(&o.writers)
+	closeHandle(&o.own)
+}
+
+// SetWriter implements [object.Locks].
+func (o *sectionObject) SetWriter(writer bool) error {
+	if writer {
+		return o.beWriter(nil)
+	}
+	o.beNoWriter()
+	return nil
+}
+
+// Writers implements [object.Locks]. Another one that asks at this moment can be taken
+// for a writer.
+func (o *sectionObject) Writers() (bool, error) {
+	writers, err := windows.OpenEvent(windows.SYNCHRONIZE, false, utf16(writersName(o.section)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer closeHandle(&writers)
+	_, n, err := section.Basic(writers)
+	own := uint32(1)
+	if o.writes.Load() {
+		own++
+	}
+	return n > own, err
+}
+
+// Tag and Gone implement [object.Locks].
+func (o *sectionObject) Tag() uint64 { return o.tag.Load() }
+
+func (o *sectionObject) Gone(tag uint64) bool {
+	event, err := windows.OpenEvent(windows.SYNCHRONIZE, false, utf16(tagName(o.section, tag)))
+	closeHandle(&event)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // TryAlone implements [object.Locks]: under the mutex, the handle of this Object is
@@ -587,7 +695,9 @@ func (o *sectionObject) Others() (object.Presence, error) {
 }
 
 func (o *sectionObject) Leave() {
+	o.beNoWriter()
 	closeHandle(&o.life)
+	o.sleeper.leave()
 	o.Unlock()
 }
 

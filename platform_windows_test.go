@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sys/windows"
 
 	"github.com/shmkit/shm"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // section makes or opens a section by the calls of CPython's SharedMemory
@@ -351,6 +353,15 @@ func TestAccess(t *testing.T) {
 	}
 	defer windows.CloseHandle(life)
 	mustBeOurs(t, "event", life)
+	wait(t, seg)
+	for _, suffix := range []string{"!writers", "!wake0"} {
+		event, err := windows.OpenEvent(windows.READ_CONTROL, false, name16(suffix))
+		if err != nil {
+			t.Fatal(suffix, err)
+		}
+		defer windows.CloseHandle(event)
+		mustBeOurs(t, suffix, event)
+	}
 	mustBeOurs(t, "anonymous section", windows.Handle(file(t, anonymous(t, 10)).Fd()))
 }
 
@@ -383,6 +394,120 @@ func mustBeOurs(t *testing.T, what string, h windows.Handle) {
 	const system, administrators = "S-1-5-18", "S-1-5-32-544"
 	if want := []string{system, administrators, user.User.Sid.String()}; !slices.Equal(allowed, want) {
 		t.Errorf("%s: for %q, want %q", what, allowed, want)
+	}
+}
+
+// wait has a call of seg wait, and be woken by another attachment.
+func wait(t *testing.T, seg *shm.Segment) {
+	t.Helper()
+	peer := attach(t, seg.Name())
+	var woken atomic.Bool
+	result := begin(func() error { return seg.Wait(t.Context(), woken.Load) })
+	asleep(t, seg, 1)
+	woken.Store(true)
+	if err := errors.Join(peer.Notify(), <-result); err != nil {
+		t.Error(err)
+	}
+	peer.Close()
+}
+
+// table returns the words of the processes that wait on the block: those that are not 0.
+func table(seg *shm.Segment) (taken []int) {
+	for i := range 64 {
+		if raw.Uint32(shm.Header(seg), 512+4*i).Load() != 0 {
+			taken = append(taken, i)
+		}
+	}
+	return taken
+}
+
+// event creates the event of a process that waits on the block in place i, for the time of
+// the test or until release. It fails if there is one.
+func event(t *testing.T, seg *shm.Segment, i int) (release func()) {
+	t.Helper()
+	name, err := windows.UTF16PtrFromString(fmt.Sprintf("%s!wake%d", seg.Name(), i))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := windows.CreateEvent(nil, 0, 0, name)
+	if err != nil {
+		t.Fatal(i, err)
+	}
+	release = sync.OnceFunc(func() { windows.CloseHandle(h) })
+	t.Cleanup(release)
+	return release
+}
+
+// TestPlaces has processes take and release places in the table of those that wait.
+func TestPlaces(t *testing.T) {
+	seg := block(t, 100)
+	mustBeTaken := func(what string, want ...int) {
+		t.Helper()
+		if got := table(seg); !slices.Equal(got, want) {
+			t.Errorf("%s: %v are taken, want %v", what, got, want)
+		}
+	}
+	mustBeTaken("nobody has waited")
+	wait(t, seg)
+	wait(t, seg)
+	mustBeTaken("one process", 0)
+	twin := attach(t, seg.Name())
+	wait(t, twin)
+	mustBeTaken("one process with two Segments", 0)
+
+	a, b := newAgent(t), newAgent(t)
+	for i, p := range []agent{a, b} {
+		p.attach("open %s", seg.Name())
+		p.Say("wait %d", 1)
+		for end := time.Now().Add(time.Minute); len(table(seg)) < 2+i; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("does not wait")
+			}
+		}
+	}
+	mustBeTaken("three processes", 0, 1, 2)
+	a.Kill()
+	mustBeTaken("one is killed", 0, 1, 2)
+	event(t, seg, 1) // nobody has it
+	raw.Uint32(seg.Bytes(), 0).Store(1)
+	if err := seg.Notify(); err != nil {
+		t.Error(err)
+	}
+	b.Expect("seen")
+	b.must("closed", "close")
+	mustBeTaken("one is closed", 0, 1)
+	event(t, seg, 2)
+
+	name := seg.Name()
+	seg.Close()
+	seg = twin
+	wait(t, seg)
+	mustBeTaken("one of two Segments is closed", 0, 1)
+	seg.Close()
+	if _, err := shm.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// TestNoPlace has all places of a block taken: processes look, and wait for a place.
+func TestNoPlace(t *testing.T) {
+	seg := block(t, 100)
+	var release func()
+	for i := range 64 {
+		release = event(t, seg, i)
+	}
+	wait(t, seg)
+	if got := table(seg); got != nil {
+		t.Errorf("place %v that another process has", got)
+	}
+	release()
+	for end := time.Now().Add(time.Minute); table(seg) == nil; {
+		if wait(t, seg); time.Now().After(end) {
+			t.Fatal("takes no place that is free")
+		}
+	}
+	if got := table(seg); !slices.Equal(got, []int{63}) {
+		t.Errorf("place %v", got)
 	}
 }
 

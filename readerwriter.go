@@ -61,18 +61,20 @@ func (s *Segment) readGated(p []byte, off int64) (n int, err error) {
 // WriteAt implements [io.WriterAt]. It copies p to the block, from offset off on,
 // and returns how many bytes it has copied. It raises Size if the bytes end beyond
 // it; bytes between the old Size and off are zero. Bytes that do not fit below Cap
-// are not written, and the error is then [ErrFull].
+// are not written, and the error is then [ErrFull]; if the block is finished, neither
+// are those beyond Size, and the error is [ErrFinished].
 //
 // Other errors are [ErrReadOnly], [fs.ErrInvalid] for a negative offset,
-// [fs.ErrClosed], and [ErrFault] if some of the memory is not there; the bytes
-// before it are written. If p is empty, WriteAt changes nothing and does not raise
+// [fs.ErrClosed], [ErrBusy] if another process keeps truncating the block, and
+// [ErrFault] if some of the memory is not there; the bytes before it are written. If p
+// is empty, WriteAt changes nothing and does not raise
 // Size; it returns [ErrReadOnly] and the error for a negative offset as otherwise.
 func (s *Segment) WriteAt(p []byte, off int64) (n int, err error) {
 	if s == nil {
 		return s.writeGated(p, off)
 	}
-	if h := s.h; h.quick() && 0 < len(p) && len(p) <= short && off >= 0 && !h.readOnly {
-		ok := off <= int64(len(h.data)-len(p)) && h.tryWrite(p, off, 0, 0)
+	if h := s.h; h.quick() && 0 < len(p) && len(p) <= short && off >= 0 && !h.readOnly && h.active.Load() {
+		ok := off <= int64(len(h.data)-len(p)) && h.tryWrite(p, off, 0, 0) == nil
 		runtime.KeepAlive(h)
 		if ok {
 			return len(p), nil
@@ -220,86 +222,97 @@ func (a *attachment) writeAt(p []byte, off int64) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	room := a.data[min(off, int64(len(a.data))):]
-	if len(p) > len(room) {
-		p, err = p[:len(room)], ErrFull
+	if err := a.beWriter(); err != nil {
+		return 0, err
+	}
+	if room := int64(len(a.data)) - off; int64(len(p)) > room {
+		p, err = p[:max(room, 0)], ErrFull
+	}
+	const tries = 100 // another process truncates all the time
+	for range tries {
 		if len(p) == 0 {
 			return 0, err
 		}
+		n, tryErr := a.writeOnce(p, off)
+		switch tryErr {
+		case nil:
+			return n, err
+		case errMoved: // what was copied may have been cleared: again
+		case errCut:
+			if err := a.clearCut(); err != nil {
+				return 0, err
+			}
+		case ErrFinished:
+			p, err = p[:max(min(a.finalSize()-off, int64(len(p))), 0)], ErrFinished
+		default:
+			return n, tryErr
+		}
 	}
-	var size uint64
-	if len(p) > short && a.fresh(off+int64(len(p))) {
+	return 0, ErrBusy
+}
+
+// writeOnce writes p, which fits, by the fastest way that works.
+func (a *attachment) writeOnce(p []byte, off int64) (n int, err error) {
+	var size sizeWord
+	end := off + int64(len(p))
+	if len(p) > short && a.fresh(end) {
 		n, size = a.writeFresh(p, off)
 	}
-	if !a.tryWrite(p, off, n, size) {
-		put, fault := a.writeAround(p[n:], off+int64(n))
-		n += put
-		if n > 0 {
-			a.publishSize(off + int64(n))
-		}
-		if fault != nil {
-			return n, fault
-		}
+	if err := a.tryWrite(p, off, n, size); err != ErrFault {
+		return len(p), err
 	}
-	return len(p), err
+	if size, err = a.begin(end); err != nil {
+		return 0, err
+	}
+	put, fault := a.writeAround(p[n:], off+int64(n))
+	n += put
+	if err := a.publish(size, off+int64(n)); err != nil && fault == nil {
+		fault = err
+	}
+	return n, fault
 }
 
 // writeFresh writes by the file. It returns how many bytes it has written and the
 // size that the block had before.
-func (a *attachment) writeFresh(p []byte, off int64) (n int, size uint64) {
+func (a *attachment) writeFresh(p []byte, off int64) (n int, size sizeWord) {
 	end := off + int64(len(p))
 	if raw.Within(p, a.mem) || !a.reaches(end) || a.announce(end) != nil {
 		return 0, 0
 	}
-	if before, err := a.size(); err == nil {
-		size = uint64(before)
+	size, err := a.begin(end)
+	if err != nil {
+		return 0, 0 // tryWrite finds the same
 	}
 	n, _ = a.around(p, a.start+off, a.file.WriteAt)
 	a.warm(off + int64(n))
 	return n, size
 }
 
-// tryWrite copies p, which fits, to the mapping and reports whether there was no
-// fault. The caller has written the first n bytes, when the block had the given
-// size.
-func (a *attachment) tryWrite(p []byte, off int64, n int, size uint64) (done bool) {
+// tryWrite copies p, which fits, to the mapping. The caller has written the first n
+// bytes, when the block had the given size. The error is ErrFault, ErrFinished, errCut,
+// or errMoved if a concurrent Truncate may have cleared what was copied.
+func (a *attachment) tryWrite(p []byte, off int64, n int, size sizeWord) (err error) {
+	err = ErrFault
 	before := debug.SetPanicOnFault(true)
 	defer func() {
 		debug.SetPanicOnFault(before)
-		if !done {
+		if err == ErrFault {
 			a.faultAt(recover())
 		}
 	}()
-	room := a.data[off:]
 	h, end := a.head, uint64(off)+uint64(len(p))
 	if n == 0 {
 		raise(h.written(), end)
-		size = h.size().Load()
-	}
-	// A concurrent Truncate may clear what was copied. It then has lowered size, or
-	// its swap will fail because size was raised. So size is raised only if it was
-	// not lowered during the copy; otherwise the copy is repeated.
-	for range 100 {
-		copy(room[n:], p[n:])
-		now := h.size().Load()
-		for now >= size && now < end && !h.size().CompareAndSwap(now, end) {
-			now = h.size().Load()
+		size = h.loadSize()
+		if err := size.raisable(end); err != nil {
+			return err
 		}
-		if now >= size {
-			return true
-		}
-		size, n = now, 0
 	}
-	raise(h.size(), end)
-	return true
+	copy(a.data[off:][n:], p[n:])
+	return a.raise(size, end)
 }
 
 // announce raises written to end, before bytes up to there are written.
 func (a *attachment) announce(end int64) error {
 	return a.words(func(h header) { raise(h.written(), uint64(end)) })
-}
-
-// publishSize raises size to end, after the bytes up to there have been written.
-func (a *attachment) publishSize(end int64) error {
-	return a.words(func(h header) { raise(h.size(), uint64(end)) })
 }

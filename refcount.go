@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shmkit/shm/internal/leaks"
@@ -31,6 +33,10 @@ type member struct {
 	joined  bool       // others may have seen it; set while attaching, by its only user
 	counted bool       // in the count of the header; likewise
 	mutex   sync.Mutex // held by the goroutine that has a lock of obj, which is one holder to the system
+
+	tag    uint64     // of a nameless block, for which the system has none; random
+	sizing sync.Mutex // held by the goroutine that has the lock of Truncate
+	role
 }
 
 // attachment is the memory of a block in this process, and the membership in the
@@ -43,41 +49,46 @@ type attachment struct {
 	readOnly bool   // option ReadOnly
 }
 
-// initHeader makes a the first attachment of a block that is not published. It
+// initHeader makes a the first attachment of a block of that Size that is not published. It
 // joins before: a block that is published had an attachment, and is stale once it
 // has none.
-func (a *attachment) initHeader() error {
+func (a *attachment) initHeader(size int64) error {
 	a.counted = true
 	if a.kind == named {
 		if err := a.obj.Lockable(); err != nil {
 			return err
 		}
-		if err := a.obj.Join(true); err != nil {
+		if err := a.obj.Join(true, nil); err != nil {
 			return err
 		}
 		a.joined = true
 	}
-	_, err := a.obj.WriteAt(a.layout.marshal(), 0) // a full file system is an error here, and no fault
+	a.initRole()
+	_, err := a.obj.WriteAt(a.layout.marshal(size), 0) // a full file system is an error here, and no fault
 	return err
 }
 
 // attach registers a with the block. On error the caller detaches: once a has
 // joined, another process may have seen it and left the block to it.
 func (a *attachment) attach(t *attempt) error {
+	a.initRole()
 	if a.kind == nameless {
 		return a.addToCount(false)
 	}
-	held, err := inUse(t, a.obj, a.layout)
+	held, err := inUse(t, a.obj, a.persists)
 	if errors.Is(err, fs.ErrNotExist) && a.obj.Writable() {
 		if err := a.obj.TryAlone(); err != nil {
 			return retryIfBusy(err)
+		}
+		if a.persists() { // by one that has ended since
+			return transient(err)
 		}
 		unlinkAndMarkStale(a.obj) // all that were attached have been killed
 	}
 	if err != nil {
 		return err
 	}
-	if err := a.obj.Join(!a.readOnly); err != nil {
+	if err := a.obj.Join(!a.readOnly, a.tagUsed); err != nil {
 		return retryIfBusy(err)
 	}
 	a.joined = true
@@ -118,8 +129,9 @@ func (a *attachment) addToCount(alone bool) error {
 }
 
 // inUse reports whether a process is attached to the block. It returns
-// fs.ErrNotExist for a stale block; one that is not in use is Persistent.
-func inUse(t *attempt, o object.Object, l layout) (bool, error) {
+// fs.ErrNotExist for a stale block; one that is not in use is kept. Whether it is
+// kept must be looked at again by who is alone: a process can keep it and end.
+func inUse(t *attempt, o object.Object, persists func() bool) (bool, error) {
 	switch others, err := o.Others(); {
 	case err != nil:
 		return false, err
@@ -127,7 +139,7 @@ func inUse(t *attempt, o object.Object, l layout) (bool, error) {
 		return false, transient(ErrBusy)
 	case others == object.Ending && t.awaitEnding():
 		return false, transient(fs.ErrExist)
-	case others == object.Nobody && !l.persistent():
+	case others == object.Nobody && !persists():
 		return false, fs.ErrNotExist
 	default:
 		return others != object.Nobody, nil
@@ -142,22 +154,26 @@ func inUse(t *attempt, o object.Object, l layout) (bool, error) {
 // detach waits no longer than patience. If no other process is attached, the block
 // is then stale, and left for the next process that opens, creates or reaps it.
 func (a *attachment) detach() {
+	a.sizing.Lock() // a Truncate ends before others can see that it has
+	defer a.sizing.Unlock()
 	a.mutex.Lock()
 	defer a.mutex.Unlock()
-	defer a.obj.Leave()
+	a.active.Store(true) // a call in progress does not make it a writer any more
+	defer a.leave()
+	a.abandonLock()
 	last := false
 	if a.counted {
 		a.words(func(h header) { last = h.count().Add(^uint32(0)) == 0 })
 	}
-	if a.kind != named || a.layout.persistent() || !a.obj.Writable() {
+	if a.kind != named || !a.obj.Writable() || a.persists() {
 		return
 	}
 	if last && a.obj.TryAlone() == nil {
-		unlinkAndMarkStale(a.obj)
+		a.endBlock()
 		return
 	}
 	// Having left, one of several that leave at once finds that it is the last.
-	a.obj.Leave()
+	a.leave()
 	retry(func() error {
 		switch others, err := a.obj.Others(); {
 		case err != nil:
@@ -170,8 +186,46 @@ func (a *attachment) detach() {
 		if err := a.obj.TryAlone(); err != nil {
 			return retryIfBusy(err)
 		}
-		return unlinkAndMarkStale(a.obj)
+		return a.endBlock()
 	})
+}
+
+// leave leaves the block, and lets those that wait for a writer look whether there is
+// one left.
+func (a *attachment) leave() {
+	a.obj.Leave()
+	if a.kind == named && !a.readOnly {
+		a.words(func(header) { a.changed() })
+	}
+}
+
+// endBlock unlinks the block. The caller is alone, so nobody can keep the block any
+// more that has not.
+func (a *attachment) endBlock() error {
+	if a.persists() {
+		return nil
+	}
+	return unlinkAndMarkStale(a.obj)
+}
+
+// persists reports whether the block outlives its attachments.
+func (a *attachment) persists() (kept bool) {
+	a.words(func(h header) { kept = h.keep().Load() != 0 })
+	return kept || a.layout.persistent()
+}
+
+func (a *attachment) keep() error {
+	switch {
+	case a.kind == nameless:
+		return fmt.Errorf("%w: the block has no name", errors.ErrUnsupported)
+	case a.kind == named && a.readOnly:
+		return ErrReadOnly
+	case object.Current.Limits().NamesStay:
+		return fmt.Errorf("%w: the system ends a block with its last attachment", errors.ErrUnsupported)
+	case a.kind == rawBlock:
+		return nil
+	}
+	return a.words(func(h header) { h.keep().Store(1) })
 }
 
 // close detaches, and reports whether this was the first close. Calls in progress
@@ -181,6 +235,7 @@ func (a *attachment) close() bool {
 		return false
 	}
 	a.kept = a.pass.Swap(passGate) == passQuick
+	a.wakeSleepers()
 	if a.kind != rawBlock {
 		a.detach()
 	}
@@ -247,14 +302,18 @@ func reap(t *attempt, name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	l, _, err := readHeader(o, st.Size)
-	if err != nil && !errors.Is(err, errTruncated) || l.persistent() {
+	persists := func() bool {
+		l, h, readErr := readHeader(o, st.Size)
+		err = readErr
+		return err != nil && !errors.Is(err, errTruncated) || l.persistent() || h.keep().Load() != 0
+	}
+	if persists() {
 		return false, err
 	}
 	if err := o.Lockable(); err != nil {
 		return false, err
 	}
-	held, err := inUse(t, o, l)
+	held, err := inUse(t, o, persists)
 	if held || !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
@@ -262,15 +321,19 @@ func reap(t *attempt, name string) (bool, error) {
 	if err := o.TryAlone(); err != nil {
 		return false, retryIfBusy(err) // another process may have attached in the meantime
 	}
+	if persists() {
+		return false, err
+	}
 	err = unlinkAndMarkStale(o)
 	return err == nil, err
 }
 
 // A Holder is an attachment to a block. That there is one is the system's word. What
-// it says of itself is the word of its process, which it can forge.
+// it says of itself is the word of its process, which it can forge. On darwin there is no
+// Holder for an attachment without permission to write to the block.
 type Holder struct {
 	PID      int  `json:"pid"`      // process id, as the process saw it
-	ReadOnly bool `json:"readOnly"` // opened so; false on darwin
+	ReadOnly bool `json:"readOnly"` // opened so, or has only followed
 	Here     bool `json:"here"`     // PID means that process here: it has the same namespace of process ids
 	Gone     bool `json:"gone"`     // the process has ended, but a child of it has the attachment
 }
@@ -430,3 +493,63 @@ func eachName(f func(name string) error) (failed error) {
 
 // reapOnce removes stale blocks, once in a process.
 var reapOnce = sync.OnceFunc(func() { reapUntil(time.Now().Add(10 * time.Millisecond)) })
+
+// role is whether an attachment counts as a possible writer. One that has only
+// followed does not, so that two followers that may write do not wait for each other.
+type role struct {
+	active atomic.Bool // it has written, or cannot be taken out of the writers
+	aside  bool        // it is out of the writers; guarded by member.mutex
+}
+
+func (a *attachment) initRole() {
+	a.active.Store(a.kind != named || a.readOnly)
+	if a.kind == nameless {
+		a.tag = 1 + rand.Uint64N(nobody-1)
+	}
+}
+
+// beWriter makes the attachment a possible writer for good, before it writes.
+func (a *attachment) beWriter() error {
+	if a.active.Load() {
+		return nil
+	}
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if a.active.Load() {
+		return nil
+	}
+	if a.aside {
+		if err := a.obj.SetWriter(true); err != nil {
+			return err
+		}
+		a.aside = false
+	}
+	a.active.Store(true)
+	return nil
+}
+
+// stepAside takes the attachment out of the writers, unless it has written, and lets
+// those that wait for a writer look whether there is one left.
+func (a *attachment) stepAside() {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if !a.active.Load() && !a.aside && a.obj.SetWriter(false) == nil {
+		a.aside = true
+		a.words(func(header) { a.changed() })
+	}
+}
+
+// abandoned reports whether no possible writer is attached.
+func (a *attachment) abandoned() bool {
+	if a.kind != named || a.active.Load() && !a.readOnly {
+		return false
+	}
+	others, err := a.obj.Writers()
+	return err == nil && !others
+}
+
+// abandonLock gives up the lock of an attachment that is closed with it, so that the
+// next one that takes it learns of that.
+func (a *attachment) abandonLock() {
+	a.words(func(h header) { a.unlockWords(lockWords{h, offLock}, a.obj.Tag(), nobody<<1) })
+}

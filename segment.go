@@ -2,14 +2,12 @@ package shm
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"runtime"
 	"sync"
-	"time"
 
 	"github.com/shmkit/shm/internal/gate"
 	"github.com/shmkit/shm/internal/leaks"
@@ -79,9 +77,10 @@ func (h *handle) quick() bool { return h != nil && h.pass.Load() == passQuick }
 // unlinks the block, unless it is [Persistent] or [Headerless]. A second Close
 // returns [fs.ErrClosed].
 //
-// Close does not wait for calls in progress. It waits for two seconds at most if
-// another process was stopped while it held the block's mutex; the block is then
-// stale if no process is attached to it.
+// Close does not wait for calls in progress, but for a Truncate that clears bytes; calls
+// that wait return [fs.ErrClosed]. It waits for two seconds at most if another process
+// was stopped while it held the block's mutex; the block is then stale if no process is
+// attached to it. Closing with the block's lock is as ending with it: see [Segment.Lock].
 //
 // Close releases the memory. Using a slice from Bytes after Close crashes the
 // program; see [Segment.Bytes].
@@ -198,64 +197,56 @@ func (s *Segment) Refs() (n int) {
 	return n
 }
 
-// Truncate sets the Size of the block to n bytes, 0 to Cap, for all processes.
-// Bytes that are cut off read as zero if the block grows again. Truncate clears
-// them, which takes as long as writing them; for a [Sparse] block it releases their
-// memory instead.
+// Truncate sets the Size of the block to n bytes, 0 to Cap, for all processes, and
+// wakes those that wait for it. Bytes that are cut off read as zero if the block grows
+// again. Truncate clears them, which takes as long as writing them; for a [Sparse]
+// block it releases their memory instead.
 //
-// Truncate does not wait for writers. If another goroutine or process writes
-// between n and the old Size at the same time, some of its bytes may be left, and
-// bytes that ReadFrom, View or a slice from Bytes puts there may be cleared.
+// A Truncate that lowers Size, or opens a block again after [Segment.Finish], begins
+// another stream: followers of the one before get [ErrTruncated]. It does not wait for
+// writers. Bytes that View, a slice from Bytes or a write below n puts there at the
+// same time may be cleared or left.
 //
 // The error is [fs.ErrInvalid] for an n that is negative or larger than Cap,
 // [ErrReadOnly], [ErrFault], [fs.ErrClosed], [errors.ErrUnsupported] for a
-// Headerless block, or [ErrBusy] if other processes keep changing Size for two
-// seconds.
+// Headerless block, or [ErrBusy] if another process that is truncating the block has
+// been stopped.
 func (s *Segment) Truncate(n int64) error {
 	return s.use("truncate", func(h *handle) error { return pathError("truncate", h.name, h.truncate(n)) })
 }
 
-func (a *attachment) truncate(n int64) error {
-	switch {
-	case a.readOnly:
-		return ErrReadOnly
-	case a.kind == rawBlock:
-		return fmt.Errorf("%w: the size of a Headerless block is fixed", errors.ErrUnsupported)
-	case n < 0 || n > int64(len(a.data)):
-		return fmt.Errorf("%w: size %d: must be 0 to %d", fs.ErrInvalid, n, len(a.data))
-	}
-	return a.guard(func() error {
-		// All bytes beyond size are zero, so that setting size is all it takes to
-		// grow a block. They are cleared while they are still below size: a writer
-		// that appends in the meantime makes the swap fail.
-		h := a.head
-		for end := time.Now().Add(patience); ; {
-			size := h.size().Load()
-			a.clear(n, int64(min(size, uint64(len(a.data)))), int64(min(h.written().Load(), uint64(len(a.data)))))
-			if h.size().CompareAndSwap(size, uint64(n)) {
-				return nil
-			}
-			if time.Now().After(end) {
-				return ErrBusy
-			}
-		}
+// Append writes p at Size, and returns where it begins. Several processes can append at
+// the same time, in Go and in Python: each finds its bytes in one piece, and those of a
+// process that is killed meanwhile are not there at all. It does not use the offset, and
+// must not be mixed with other writes that raise Size.
+//
+// The error is [ErrFull] or [ErrFinished], with nothing written, or one of
+// [Segment.Truncate].
+func (s *Segment) Append(p []byte) (off int64, err error) {
+	err = s.use("append", func(h *handle) (err error) {
+		off, err = h.append(p)
+		return pathError("append", h.name, err)
 	})
+	return off, err
 }
 
-// clear makes data[from:to] zero; bytes from written on are zero already. The pages
-// of a sparse block are released, including those that have memory only because
-// they were read. Bytes from to on, the size, must stay as they are: a writer may
-// have stored them and be about to raise the size.
-func (a *attachment) clear(from, to, written int64) {
-	if from >= to {
-		return
-	}
-	if a.hollow && a.file.Punch(a.start+from, to-from) == nil {
-		return
-	}
-	if to = min(to, written); from < to {
-		clear(a.data[from:to])
-	}
+// Finish declares that the block is complete: a Follower gets [io.EOF] at Size, and a
+// write that would raise Size is [ErrFinished], in every process. Truncate opens the
+// block again. Finishing a finished block does nothing.
+//
+// The error is [ErrReadOnly], [fs.ErrClosed], [ErrFault], [ErrBusy] as for Truncate, or
+// [errors.ErrUnsupported] for a Headerless block.
+func (s *Segment) Finish() error {
+	return s.use("finish", func(h *handle) error { return pathError("finish", h.name, h.finish()) })
+}
+
+// Keep makes the block outlive its attachments, as [Persistent] does when a block is
+// created: it stays until Unlink. It cannot be undone.
+//
+// The error is [ErrReadOnly], [fs.ErrClosed], [ErrFault], or [errors.ErrUnsupported] for
+// an [Anonymous] block and on Windows. A Headerless block is kept always.
+func (s *Segment) Keep() error {
+	return s.use("keep", func(h *handle) error { return pathError("keep", h.name, h.keep()) })
 }
 
 // Bytes returns a slice of the block's memory. Its length is Size at this moment,

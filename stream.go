@@ -92,8 +92,9 @@ func (s *Segment) WriteTo(w io.Writer) (n int64, err error) {
 // of any other Reader go through a buffer.
 //
 // If r has more bytes than fit below Cap, the error is [ErrFull]; some of the bytes
-// that do not fit have then been read from r. Other errors are that of r,
-// [io.ErrNoProgress], and those of [Segment.WriteAt]. If the Segment is [ReadOnly]
+// that do not fit have then been read from r. It is [ErrTruncated] if the block is
+// truncated while the system copies. Other errors are that of r, [io.ErrNoProgress], and
+// those of [Segment.WriteAt]. If the Segment is [ReadOnly]
 // nothing is read. Nothing of the Segment is held while r blocks: it can be closed
 // meanwhile, and ReadFrom then returns [fs.ErrClosed] when r returns.
 func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
@@ -101,9 +102,13 @@ func (s *Segment) ReadFrom(r io.Reader) (n int64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	err = ErrReadOnly // before anything is read from r
+	if !h.readOnly {
+		err = h.beWriter()
+	}
 	h.leave(token)
-	if h.readOnly { // before anything is read from r
-		return 0, pathError("write", h.name, ErrReadOnly)
+	if err != nil {
+		return 0, pathError("write", h.name, err)
 	}
 	limit := int64(-1)
 	src := r
@@ -233,25 +238,42 @@ func (h *handle) fill(fd uintptr, most int64) (n int, err error) {
 		return 0, errNotPollable
 	}
 	room := h.data[min(h.off, int64(len(h.data))):]
+	room = room[:min(int64(len(room)), most)]
+	size, err := h.begin(h.off + int64(len(room)))
+	if err == ErrFinished {
+		room = room[:max(min(int64(size.length())-h.off, int64(len(room))), 0)]
+	} else if err != nil {
+		return 0, pathError("write", h.name, err)
+	}
 	if len(room) == 0 {
 		// Only a read can tell whether r is at its end.
 		var one [1]byte
+		full := cmp.Or(err, ErrFull)
 		if _, err = readFD(fd, one[:]); err == nil {
-			err = pathError("write", h.name, ErrFull)
+			err = pathError("write", h.name, full)
 		}
 		return 0, err
 	}
-	room = room[:min(int64(len(room)), most)]
 	if err := h.announce(h.off + int64(len(room))); err != nil {
 		return 0, pathError("write", h.name, err)
 	}
 	if n, err = h.receive(fd, room); n > 0 {
-		err = cmp.Or(err, h.publishSize(h.off+int64(n)))
+		err = cmp.Or(err, h.received(size, n))
 	}
 	if errors.Is(err, ErrFault) {
 		err = pathError("write", h.name, h.faultReason(h.start+h.off+int64(n)))
 	}
 	return n, err
+}
+
+// received raises size after n bytes were received at the offset. What a Truncate has
+// cleared meanwhile is lost: the reader has no copy.
+func (h *handle) received(size sizeWord, n int) error {
+	err := h.publish(size, h.off+int64(n))
+	if err == errMoved {
+		err = ErrTruncated
+	}
+	return pathError("write", h.name, err)
 }
 
 // receive reads from fd into room, the data at the offset, by the faster of two

@@ -32,9 +32,7 @@ type bench struct {
 }
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "leave-stale" {
-		leaveStale(os.Args[2])
-	}
+	runChild()
 	quick := flag.Bool("quick", false, "run everything in seconds, to see that it works")
 	asJSON := flag.Bool("json", false, "print JSON")
 	plots := flag.String("plots", "", "write the curves as SVG to this `directory`")
@@ -76,7 +74,7 @@ func run(out io.Writer, quick, asJSON bool, plots, only string) (err error) {
 		p = pace{rounds: 3, long: 2, slice: 200 * time.Microsecond}
 	}
 	var results []result
-	for _, c := range slices.Concat(copies(), lifecycle(b), streams(b)) {
+	for _, c := range slices.Concat(copies(), lifecycle(b), streams(b), waiting(b)) {
 		if !match.MatchString(c.group + " " + c.name) {
 			continue
 		}

@@ -14,9 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "leave-stale" {
-		leaveStale(os.Args[2])
-	}
+	runChild()
 	os.Exit(m.Run())
 }
 
@@ -39,7 +37,7 @@ func TestQuick(t *testing.T) {
 		t.Fatal(err)
 	}
 	goals := 0
-	for _, c := range slices.Concat(copies(), lifecycle(&bench{quick: true}), streams(&bench{quick: true})) {
+	for _, c := range slices.Concat(copies(), lifecycle(&bench{quick: true}), streams(&bench{quick: true}), waiting(&bench{quick: true})) {
 		found := slices.ContainsFunc(r.Results, func(r result) bool { return r.Group == c.group && r.Work == c.name })
 		if !found {
 			t.Errorf("%s: %s: no result", c.group, c.name)

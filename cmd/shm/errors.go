@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,6 +42,12 @@ type hintError struct {
 
 func (e hintError) Unwrap() error { return e.error }
 
+const (
+	abandonedStatus = 3
+	truncatedStatus = 4
+	timeoutStatus   = 124 // as that of timeout(1)
+)
+
 // exitCode returns the exit status for err.
 func exitCode(err error) int {
 	var status exitStatus
@@ -53,8 +60,22 @@ func exitCode(err error) int {
 		return 2
 	case errors.Is(err, syscall.EPIPE):
 		return int(signalError(syscall.SIGPIPE))
+	case errors.Is(err, shm.ErrAbandoned):
+		return abandonedStatus
+	case errors.Is(err, shm.ErrTruncated):
+		return truncatedStatus
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, shm.ErrLocked):
+		return timeoutStatus
 	}
 	return 1
+}
+
+// orCause returns the cause of ctx in place of an error that comes from its end.
+func orCause(ctx context.Context, err error) error {
+	if ended := ctx.Err(); ended != nil && errors.Is(err, ended) {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // signalError returns the exit status that a shell reports for a process killed
@@ -92,6 +113,12 @@ func reason(err error) string {
 		return "block exists"
 	case errors.Is(err, shm.ErrFull):
 		return "block is full"
+	case errors.Is(err, shm.ErrFinished):
+		return "block is finished"
+	case errors.Is(err, shm.ErrAbandoned):
+		return "block is not finished, and no writer is attached"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timed out"
 	case errors.Is(err, shm.ErrReadOnly):
 		return "block is read-only"
 	case errors.Is(err, fs.ErrPermission):

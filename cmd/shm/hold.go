@@ -30,19 +30,15 @@ status 0 on Ctrl-C or SIGTERM. With CMD, hold runs CMD and exits when CMD does.
 ` + commandHelp,
 		Example: `  shm hold frames &
   shm hold frames --size 16MiB -- ./server --shm frames`,
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			if len(args) > 0 { // the words of CMD
-				return nil, cobra.ShellCompDirectiveDefault
-			}
-			return completeNames(1, false)(cmd, args, prefix)
-		},
+		ValidArgsFunction: completeNameAndCommand,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
-			seg, err := f.attach(name)
+			seg, err := f.attach(name, shm.ReadOnly()) // which needs less permission
 			if err != nil {
 				return err
 			}
 			defer seg.Close()
+			seg.Follow(cmd.Context()).Close() // to hold is not to write: see shm.ErrAbandoned
 			if len(command) > 0 {
 				return runCommand(exec.Command(command[0], command[1:]...))
 			}
@@ -53,6 +49,14 @@ status 0 on Ctrl-C or SIGTERM. With CMD, hold runs CMD and exits when CMD does.
 	}
 	f.add(cmd, "create the block if there is none, with this capacity")
 	return cmd
+}
+
+// completeNameAndCommand completes the name of a block, and then as the shell does.
+func completeNameAndCommand(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 { // the words of CMD
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return completeNames(1, false)(cmd, args, prefix)
 }
 
 // blockFlags are the properties of a new block.
@@ -79,16 +83,17 @@ func (b *blockFlags) options() []shm.Option {
 	return opts
 }
 
-func (f *blockFlags) attach(name string) (*shm.Segment, error) {
+// attach opens the block, with the options if it exists, or creates it if its size is set.
+func (f *blockFlags) attach(name string, opts ...shm.Option) (*shm.Segment, error) {
 	if name == "" {
 		return nil, usageError{errors.New("empty name")}
 	}
 	if f.size == 0 {
-		return shm.Open(name, shm.ReadOnly())
+		return shm.Open(name, opts...)
 	}
 	seg, _, err := shm.OpenOrCreate(name, int64(f.size), f.options()...)
-	if errors.Is(err, fs.ErrPermission) { // to write, which holding does not need
-		return shm.Open(name, shm.ReadOnly())
+	if errors.Is(err, fs.ErrPermission) && len(opts) > 0 {
+		return shm.Open(name, opts...)
 	}
 	return seg, makeRoom(err, int64(f.size))
 }
@@ -103,7 +108,7 @@ func holdUntil(ctx context.Context, seg *shm.Segment, out io.Writer) error {
 	return seg.Close()
 }
 
-// commandHelp describes in the help of hold and run what runCommand does.
+// commandHelp describes in the help of hold, lock and run what runCommand does.
 const commandHelp = `The exit status is that of CMD, or 126 or 127 if CMD could not be started, or 128
 plus the number of the signal that killed it. SIGINT, SIGQUIT, SIGTERM, SIGHUP,
 SIGUSR1, SIGUSR2 and SIGALRM are forwarded to CMD, except SIGINT and SIGQUIT in the

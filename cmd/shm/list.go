@@ -30,7 +30,7 @@ func lsCommand() *cobra.Command {
 REFS is the number of attachments; "shm who" names them. STATE is one of
 
   attached  a process is attached to the block
-  kept      no process is, and the block is persistent: it stays until "shm rm"
+  kept      no process is, and the block stays until "shm rm"
   stale     no process is, and the next "shm reap" removes the block
   raw       a block without a header, which counts no attachments (with --all)
 
@@ -105,8 +105,12 @@ func state(i shm.Info) string {
 func statCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:               "stat NAME",
-		Short:             "Show the details of a block",
+		Use:   "stat NAME",
+		Short: "Show the details of a block",
+		Long: `Stat shows what a block is. Its state is one of those of "shm ls", followed by
+
+  kept      if it will stay until "shm rm" when no process is attached any more
+  finished  if its writer has declared it to be complete, as "shm put" does`,
 		ValidArgsFunction: completeNames(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			info, err := shm.Stat(args[0])
@@ -136,16 +140,20 @@ func printBlock(w io.Writer, i shm.Info) error {
 	if !i.Headerless {
 		kind = "counted"
 	}
-	if i.Persistent {
-		kind += ", persistent"
-	}
 	if i.Sparse {
 		kind += ", sparse"
 	}
 	row("name", i.Name)
 	row("size", bytes(i.Size))
 	row("cap", bytes(i.Cap))
-	row("state", state(i))
+	states := state(i)
+	if i.Persistent && i.Attached {
+		states += ", kept"
+	}
+	if i.Finished {
+		states += ", finished"
+	}
+	row("state", states)
 	if !i.Headerless {
 		row("refs", fmt.Sprint(i.Refs))
 	}
@@ -197,7 +205,7 @@ func reapCommand() *cobra.Command {
 		Use:   "reap",
 		Short: "Remove stale blocks",
 		Long: `Reap removes the stale blocks that you may remove, and prints their names. A
-stale block is not persistent and no process is attached to it. Reap never removes
+stale block is not kept and no process is attached to it. Reap never removes
 blocks of other programs, which have no header.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -6,16 +6,24 @@
 //	shm rm frames
 //
 // A block exists while a process is attached to it. A command detaches when it
-// exits, so the blocks that put creates are persistent: they stay until rm. Hold
-// keeps a block for as long as a program runs instead:
+// exits, so put keeps the block that it has written: it stays until rm. Hold keeps a
+// block for as long as a program runs instead:
 //
 //	shm hold frames --size 16MiB -- ./server --shm frames
+//
+// Processes can work on a block at the same time:
+//
+//	shm get frames --follow        # read along while put writes
+//	shm wait frames --finished
+//	shm lock frames -- ./update    # as flock(1)
 //
 // Commands:
 //
 //	demo [FILE]            stream a file through a block to other processes
 //	put NAME               create a block from standard input
 //	get NAME               write a block to standard output
+//	wait NAME              wait for a block
+//	lock NAME -- CMD...    run a command with the lock of a block
 //	ls                     list blocks
 //	stat NAME              show the details of a block
 //	who NAME               show the processes that are attached to a block
@@ -91,10 +99,13 @@ The exit status is
   0    on success
   1    on failure
   2    on a usage error
+  3    if the process that wrote the block has ended without finishing it
+  4    if the block was truncated while it was being read or written
+  124  if --timeout has passed, or if the lock is held and --nonblock is given
   128  plus the number of the signal that ended the command: 130 after Ctrl-C,
        141 if the reader of its output has exited
-"hold NAME -- CMD" and "run -- CMD" exit with the status of CMD, or with 126 or
-127 if CMD could not be started.`,
+"hold NAME -- CMD", "lock NAME -- CMD" and "run -- CMD" exit with the status of CMD,
+or with 126 or 127 if CMD could not be started.`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -105,7 +116,7 @@ The exit status is
 	}
 	root.SetVersionTemplate("shm {{.Version}}\n")
 	root.AddCommand(demoCommand(), readerCommand(),
-		putCommand(), getCommand(), holdCommand(),
+		putCommand(), getCommand(), waitCommand(), lockCommand(), holdCommand(),
 		lsCommand(), statCommand(), whoCommand(), rmCommand(), reapCommand(),
 		serveCommand(), runCmdCommand())
 	addCompletion(root)

@@ -13,18 +13,14 @@ import (
 	"golang.org/x/term"
 )
 
-// screen shows bars on a terminal.
-type screen struct {
-	progress.Writer
-	total    int64         // of every bar, -1 if unknown
-	rendered chan struct{} // closed when Render has returned
-}
-
-// bar is a tracker followed by a text with more than go-pretty would show.
+// bar shows progress on a terminal, followed by a text with more than go-pretty would
+// show.
 type bar struct {
-	*progress.Tracker
-	name  string
-	start time.Time
+	progress.Writer
+	tracker  progress.Tracker
+	name     string
+	start    time.Time
+	rendered chan struct{} // closed when Render has returned
 }
 
 // redraw is a terminal on which go-pretty redraws its lines. It moves the cursor
@@ -37,8 +33,14 @@ func (r redraw) Write(p []byte) (int, error) {
 	return max(n-1, 0), err
 }
 
-func newScreen(out *os.File, total int64) *screen {
-	b := &screen{Writer: progress.NewWriter(), total: total, rendered: make(chan struct{})}
+// newBar shows a bar; total is -1 if it is unknown.
+func newBar(out *os.File, name string, total int64, start time.Time) *bar {
+	b := &bar{Writer: progress.NewWriter(), name: name, start: start, rendered: make(chan struct{})}
+	b.tracker = progress.Tracker{
+		Message:          name,
+		Total:            max(total, 0), // 0 is unknown
+		AutoStopDisabled: true,          // a full bar stays
+	}
 	b.SetOutputWriter(redraw{out})
 	width := 80
 	if w, _, err := term.GetSize(int(out.Fd())); err == nil && w > 0 {
@@ -59,21 +61,12 @@ func newScreen(out *os.File, total int64) *screen {
 	style.Options.Separator = "  "
 	style.Visibility = progress.StyleVisibility{Percentage: true, Tracker: true}
 	b.SetStyle(style)
+	b.AppendTracker(&b.tracker)
 	go func() {
 		b.Render()
 		close(b.rendered)
 	}()
 	return b
-}
-
-func (b *screen) add(name string) *bar {
-	t := &bar{name: name, start: time.Now(), Tracker: &progress.Tracker{
-		Message:          name,
-		Total:            max(b.total, 0), // 0 is unknown
-		AutoStopDisabled: true,            // a full bar stays
-	}}
-	b.AppendTracker(t.Tracker)
-	return t
 }
 
 // showing calls f, and returns the cause of ctx if that is cancelled first. If f
@@ -85,27 +78,25 @@ func showing(ctx context.Context, name string, quiet bool, total int64, done fun
 	if quiet || !canShow(os.Stderr) {
 		next = nil
 	}
-	var t *bar
+	var b *bar
 	for {
 		select {
 		case err := <-ended:
-			if t != nil {
+			if b != nil {
 				if err == nil {
-					t.full(done())
+					b.tracker.UpdateTotal(max(done(), 1))
 				}
-				t.progress(done())
+				b.show(done())
 			}
 			return err
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-next:
-			if t == nil {
-				s := newScreen(os.Stderr, total)
-				t = s.add(name)
-				t.start = start
-				defer s.stop()
+			if b == nil {
+				b = newBar(os.Stderr, name, total, start)
+				defer b.stop()
 			}
-			t.progress(done())
+			b.show(done())
 			next = time.After(50 * time.Millisecond)
 		}
 	}
@@ -116,17 +107,12 @@ func canShow(out *os.File) bool {
 	return isTerminal(out) && os.Getenv("TERM") != "dumb"
 }
 
-func (t *bar) progress(n int64) { t.show(n, speed(n, time.Since(t.start))) }
-
-func (t *bar) show(n int64, note string) {
-	t.SetValue(n)
-	t.UpdateMessage(fmt.Sprintf("%-9s %8s  %s", t.name, iec(n), note))
+func (b *bar) show(n int64) {
+	b.tracker.SetValue(n)
+	b.tracker.UpdateMessage(fmt.Sprintf("%-9s %8s  %s", b.name, iec(n), speed(n, time.Since(b.start))))
 }
 
-// full sets n as the end of the bar.
-func (t *bar) full(n int64) { t.UpdateTotal(max(n, 1)) }
-
-func (b *screen) stop() {
+func (b *bar) stop() {
 	// Stop has no effect until Render has reached a certain point: repeat it.
 	for {
 		b.Stop()
@@ -139,15 +125,13 @@ func (b *screen) stop() {
 }
 
 // speed formats the speed of n bytes in that time.
-func speed(n int64, took time.Duration) string { return perSecond(n, took) + " MiB/s" }
-
-func perSecond(n int64, took time.Duration) string {
+func speed(n int64, took time.Duration) string {
 	if n == 0 || took <= 0 {
-		return "-"
+		return "- MiB/s"
 	}
 	mib := float64(n) / (1 << 20) / took.Seconds()
 	if mib < 10 {
-		return fmt.Sprintf("%.1f", mib)
+		return fmt.Sprintf("%.1f MiB/s", mib)
 	}
-	return humanize.Comma(int64(mib))
+	return humanize.Comma(int64(mib)) + " MiB/s"
 }

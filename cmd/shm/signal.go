@@ -52,18 +52,6 @@ func begin(f func() error) <-chan error {
 	return done
 }
 
-// wait returns the error received from done, or the cause of ctx if ctx is
-// cancelled first. It does not stop what done waits for, which may be blocked in
-// a read.
-func wait(ctx context.Context, done <-chan error) error {
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	// Only then Fd, which makes a pipe blocking.

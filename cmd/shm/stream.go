@@ -5,10 +5,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
+	"sync/atomic"
 	"syscall"
 	"unicode/utf8"
 
@@ -27,23 +28,28 @@ func putCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "put NAME",
 		Short: "Create a block from standard input",
-		Long: `Put creates the block NAME and streams standard input into it.
+		Long: `Put creates the block NAME and streams standard input into it. Other processes
+can read along: see "shm get --follow". At the end of the input put finishes the
+block, which tells them that it is complete, and keeps it: it stays until "shm rm".
 
-The block is persistent: it stays after put has exited, until "shm rm NAME". With
---hold it is not persistent: put prints "holding NAME" once all input is in the
-block, stays attached until Ctrl-C or SIGTERM, and then exits with status 0. The
+With --hold put does not keep the block: it prints "holding NAME" once all input is
+in it, stays attached until Ctrl-C or SIGTERM, and then exits with status 0. The
 block is removed when no other process is attached to it any more.
 
 If the input is a file, the block has room for exactly its bytes. The length of a
 pipe is not known in advance: the block then has room for 1GiB, or --size, and
 uses only as much memory as is written. Input that does not fit is an error, and
 so is a block that exists. With --force, put replaces its content, which all
-attached processes see, and the flags for a new block have no effect.
+attached processes see, and the flags for a new block have no effect. Those that
+follow the old content are told that it was truncated.
 
 If put takes longer than a second, it shows its progress on a terminal, unless
-the input is typed there. Other processes can attach and read while put is
-writing. If put fails or is interrupted, it removes a block that it has created; a
-block that existed keeps what was written to it.`,
+the input is typed there.
+
+If put fails or is interrupted, it removes a block that it has created. If it is
+killed, the block is not kept: it goes with the last process that is attached, or
+is stale if there is none. A block that existed keeps what was written to it. It is
+not finished in any of these cases, and "shm get --follow" fails.`,
 		Example: `  shm put frames <video.raw
   tar c . | shm put backup --size 4GiB
   shm put config --hold <config.json &`,
@@ -61,7 +67,7 @@ block that existed keeps what was written to it.`,
 	}
 	f.add(cmd, "capacity of a new block (default: the size of the input, 1GiB for a pipe)")
 	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "replace the content of an existing block")
-	cmd.Flags().BoolVar(&f.hold, "hold", false, "stay attached instead of making the block persistent")
+	cmd.Flags().BoolVar(&f.hold, "hold", false, "stay attached instead of keeping the block")
 	return cmd
 }
 
@@ -85,6 +91,14 @@ func put(ctx context.Context, name string, in *os.File, out io.Writer, f putFlag
 			_, err := io.Copy(seg, src.Reader)
 			return streamError(err, seg.Name(), "read", "standard input")
 		})
+	}
+	if err == nil {
+		err = seg.Finish()
+	}
+	if err == nil && !f.hold {
+		if err = seg.Keep(); !made && errors.Is(err, errors.ErrUnsupported) {
+			err = nil
+		}
 	}
 	if err != nil {
 		if made {
@@ -115,92 +129,135 @@ func (f *putFlags) target(name string, src source) (seg *shm.Segment, made bool,
 			return seg, false, err
 		}
 	}
-	room, opts := src.room(int64(f.size))
-	opts = append(opts, f.options()...)
-	if !f.hold {
-		opts = append(opts, shm.Persistent())
+	if !f.hold && runtime.GOOS == "windows" { // before the input is read
+		err = &fs.PathError{Op: "create", Path: name, Err: errors.ErrUnsupported}
+		return nil, false, hintError{err, "Windows keeps no blocks: see --hold"}
 	}
-	seg, err = shm.Create(name, room, opts...)
+	room, opts := src.room(int64(f.size))
+	seg, err = shm.Create(name, room, append(opts, f.options()...)...)
 	return seg, true, makeRoom(err, room)
 }
 
+type getFlags struct{ force, follow bool }
+
 func getCommand() *cobra.Command {
-	var force bool
+	var f getFlags
 	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Write a block to standard output",
 		Long: `Get streams the block NAME to standard output, up to its size. It also reads
 blocks without a header, which other programs create by shm_open.
 
+With --follow, get waits until there is such a block, writes what another process
+puts into it as it arrives, and exits with status 0 when the block is finished. It
+exits with status 3 if the writer has ended without that, and 4 if the block was
+truncated, as by "shm put --force". What it has written by then stays written. A
+block into which nothing was ever written is not begun: get waits for its first
+bytes. That a writer was killed takes up to a quarter of a second to notice.
+
 Get does not write binary data to a terminal, which could interpret it as
-commands, except with --force. Data is binary if its first 64KiB contain a zero
-byte or are not UTF-8.
+commands, except with --force. Data is binary if its first 64KiB, or with --follow
+what comes first, contain a zero byte or are not UTF-8.
 
 If get takes longer than a second, it shows its progress on a terminal, unless its
 output is a terminal, or a pipe whose reader may be using the terminal.`,
 		Example: `  shm get frames >video.raw
+  shm get frames --follow | ffplay -
   shm get frames | head -c 16 | xxd`,
 		ValidArgsFunction: completeNames(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			return get(ctx, args[0], os.Stdout, force)
+			return get(ctx, args[0], os.Stdout, f)
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "write binary data even to a terminal")
+	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "write binary data even to a terminal")
+	cmd.Flags().BoolVar(&f.follow, "follow", false, "wait for the block, and for more until it is finished")
 	return cmd
 }
 
-func get(ctx context.Context, name string, out *os.File, force bool) error {
-	seg, err := shm.Open(name, shm.ReadOnly())
-	if errors.Is(err, shm.ErrNotSegment) {
-		seg, err = shm.Open(name, shm.ReadOnly(), shm.Headerless())
-	}
+func get(ctx context.Context, name string, out *os.File, f getFlags) error {
+	seg, err := f.open(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer seg.Close()
-	quiet := isTerminal(out)
-	if quiet && !force {
-		if err := checkText(seg); err != nil {
-			return err
-		}
+	quiet, total := isTerminal(out), seg.Size()
+	var to io.Writer = out
+	if quiet && !f.force {
+		to = &textOnly{to: out, name: name, more: f.follow || total > textChecked}
 	}
 	if info, err := out.Stat(); err == nil && info.Mode().Type() == fs.ModeNamedPipe {
 		quiet = true
 	}
+	var from io.Reader = seg
 	done := func() int64 {
 		n, _ := seg.Seek(0, io.SeekCurrent)
 		return n
 	}
-	return showing(ctx, "get", quiet, seg.Size(), done, func() error {
-		_, err := io.Copy(out, seg)
+	if f.follow {
+		var n counter
+		from, to, total, done = seg.Follow(ctx), io.MultiWriter(to, &n), -1, n.Load
+	}
+	return showing(ctx, "get", quiet, total, done, func() error {
+		_, err := io.Copy(to, from)
 		return streamError(err, seg.Name(), "write", "standard output")
 	})
 }
 
-// checkText returns an error if the block begins with binary data.
-func checkText(seg *shm.Segment) error {
-	text := make([]byte, 64<<10)
-	n, err := seg.ReadAt(text, 0)
-	if err != nil && err != io.EOF {
-		return err
+// open opens the block to read.
+func (f *getFlags) open(ctx context.Context, name string) (*shm.Segment, error) {
+	if f.follow {
+		seg, err := shm.OpenWait(ctx, name, shm.ReadOnly())
+		return seg, orCause(ctx, err)
 	}
-	text = text[:n]
-	for i := 1; i < utf8.UTFMax && err == nil && !utf8.Valid(text); i++ {
-		text = text[:n-i] // of the block, it may end within a character
+	seg, err := shm.Open(name, shm.ReadOnly())
+	if errors.Is(err, shm.ErrNotSegment) {
+		seg, err = shm.Open(name, shm.ReadOnly(), shm.Headerless())
 	}
-	if bytes.IndexByte(text, 0) >= 0 || !utf8.Valid(text) {
-		return fmt.Errorf("get %s: binary data is not for a terminal; use a file or a pipe, or --force", seg.Name())
+	return seg, err
+}
+
+// counter counts the bytes that are written to it.
+type counter struct{ atomic.Int64 }
+
+func (n *counter) Write(p []byte) (int, error) {
+	n.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// textOnly passes on what is written to it unless that begins with binary data.
+type textOnly struct {
+	to   io.Writer
+	name string // of the block
+	more bool   // than textChecked bytes may come: these may end within a character
+	some bool   // were written
+}
+
+const textChecked = 64 << 10
+
+func (t *textOnly) Write(p []byte) (int, error) {
+	if !t.some {
+		text := p[:min(len(p), textChecked)]
+		for i := 1; i < min(utf8.UTFMax, len(text)+1) && t.more; i++ {
+			if !utf8.FullRune(text[len(text)-i:]) {
+				text = text[:len(text)-i]
+				break
+			}
+		}
+		if bytes.IndexByte(text, 0) >= 0 || !utf8.Valid(text) {
+			err := errors.New("binary data is not for a terminal; use a file or a pipe, or --force")
+			return 0, &fs.PathError{Op: "get", Path: t.name, Err: err}
+		}
+		t.some = true
 	}
-	return nil
+	return t.to.Write(p)
 }
 
 // source is a stream that fills a block.
 type source struct {
 	io.Reader
-	size  int64            // -1 if it is not known in advance
-	again func() io.Reader // returns the same bytes again; nil if they cannot be read twice
+	size int64 // -1 if it is not known in advance
 }
 
 // newSource returns f from its offset on. A regular file of size 0 may be one that
@@ -221,8 +278,7 @@ func newSource(f *os.File) (source, error) {
 		return source{}, fileError{err}
 	}
 	if size := info.Size() - from; size > 0 {
-		again := func() io.Reader { return io.NewSectionReader(f, from, size) }
-		return source{Reader: f, size: size, again: again}, nil
+		return source{Reader: f, size: size}, nil
 	}
 	first := make([]byte, 1)
 	switch _, err := io.ReadFull(f, first); err {

@@ -126,10 +126,11 @@ func runners(t *testing.T) map[string][]string {
 	return map[string][]string{
 		"run":  {"run", "--", "signals"},
 		"hold": {"hold", newName(t), "--size", "4K", "--", "signals"},
+		"lock": {"lock", newName(t), "--size", "4K", "--", "signals"},
 	}
 }
 
-// Run and hold forward signals to CMD and are not ended by them.
+// Run, hold and lock forward signals to CMD and are not ended by them.
 func TestForwardedSignals(t *testing.T) {
 	skipWithoutManager(t)
 	for name, args := range runners(t) {
@@ -198,6 +199,12 @@ func TestGetOnTerminal(t *testing.T) {
 		get = command(t, "shm", "get", "--force", name)
 		if got := startOn(t, get).end(get, 0); got != strings.ReplaceAll(test.data, "\n", "\r\n") {
 			t.Errorf("get --force of %.20q shows %.200q", test.data, got)
+		}
+		if !strings.HasPrefix(test.data, "ends") { // more might have come
+			get = command(t, "shm", "get", "--follow", name)
+			if got := startOn(t, get).end(get, status); got != want {
+				t.Errorf("get --follow of %.20q shows %.200q", test.data, got)
+			}
 		}
 	}
 }
@@ -328,7 +335,7 @@ func screenOf(t *testing.T, out string) []string {
 	return all
 }
 
-// After Ctrl-C each stream has one bar, and the prompt is on a line of its own.
+// After Ctrl-C the demo has one bar, and the prompt is on a line of its own.
 func TestDemoInterruptedOnTerminal(t *testing.T) {
 	skipUnsupported(t)
 	demo := command(t, "shm", "demo", "-")
@@ -340,10 +347,10 @@ func TestDemoInterruptedOnTerminal(t *testing.T) {
 	if _, err := in.Write([]byte("some")); err != nil {
 		t.Fatal(err)
 	}
-	shown := term.await("reader 4       4 B")
+	shown := term.await("demo           4 B")
 	io.WriteString(term, "\x03")
 	lines := screenOf(t, shown+term.end(demo, 130)+"$ ")
-	want := []string{"writer", "reader 1", "reader 2", "reader 3", "reader 4", "^C", "$"}
+	want := []string{"created", "reader 1", "reader 2", "reader 3", "reader 4", "demo", "^C", "$"}
 	ok := len(lines) == len(want)
 	for i := 0; ok && i < len(want); i++ {
 		ok = strings.Contains(lines[i], want[i])
@@ -443,4 +450,48 @@ func TestNoSpace(t *testing.T) {
 			t.Errorf("%v: %q", test.args, got)
 		}
 	}
+}
+
+// Ctrl-C in the second act of the demo, which a stopped reader keeps from ending.
+func TestDemoInterruptedLater(t *testing.T) {
+	demo, name, _ := startDemo(t)
+	demo.in.Close()
+	pid := 0
+	for pid == 0 {
+		fmt.Sscanf(demo.hear(), "reader 1 (process %d) attached", &pid)
+	}
+	reader, err := os.FindProcess(pid)
+	if err == nil {
+		err = reader.Signal(syscall.SIGSTOP)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	demo.Process.Signal(os.Interrupt)
+	demo.expectStatus(130)
+	wantGone(t, name)
+	wantGone(t, name+"-2")
+}
+
+// A killed put leaves a stale block, which reap removes.
+func TestReapKilledPut(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "script")
+	const text = `set -e
+mkfifo "$0-in"
+shm put killed <"$0-in" &
+put=$!
+exec 3>"$0-in"
+printf some >&3
+shm wait killed --size 4
+shm stat killed | grep '^state  *attached$'
+kill -KILL $put
+shm wait killed --gone
+shm ls | grep '^killed  *4 B .* stale '
+shm reap | grep '^killed$'
+test "$(shm ls -q)" = other
+`
+	if err := os.WriteFile(script, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	confine(t, "1m", nil, 0, "hold", "other", "--size", "4K", "--", "sh", script)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io/fs"
 	"math"
@@ -49,6 +50,11 @@ func TestMessagesAndStatus(t *testing.T) {
 		{fileError{&fs.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}}, "open x: " + syscall.ENOENT.Error(), 1},
 		{fileError{&fs.PathError{Op: "write", Path: "x", Err: syscall.EPIPE}}, "", 141},
 		{&fs.PathError{Op: "write", Path: "x", Err: syscall.EPIPE}, "", 141},
+		{block(shm.ErrAbandoned), "open frames: block is not finished, and no writer is attached", 3},
+		{block(shm.ErrTruncated), "open frames: block was truncated", 4},
+		{block(shm.ErrFinished), "open frames: block is finished", 1},
+		{block(shm.ErrLocked), "open frames: block is locked", 124},
+		{block(context.DeadlineExceeded), "open frames: timed out", 124},
 		{usageError{errors.New("no command")}, "no command", 2},
 		{signalError(os.Interrupt), "", 130},
 		{signalError(syscall.SIGTERM), "", 143},

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 )
@@ -44,6 +46,43 @@ func (p *permissions) Set(text string) error {
 	}
 	*p = permissions(n)
 	return nil
+}
+
+// timeout is a flag for a limit of time, which may be 0. It is in seconds if it has no
+// unit, as that of timeout(1).
+type timeout struct {
+	limit time.Duration
+	set   bool
+}
+
+func (t *timeout) Type() string { return "DURATION" }
+
+func (t *timeout) String() string {
+	if !t.set {
+		return ""
+	}
+	return t.limit.String()
+}
+
+func (t *timeout) Set(text string) error {
+	limit, err := time.ParseDuration(text)
+	if err != nil {
+		limit, err = time.ParseDuration(text + "s")
+	}
+	if err != nil || limit < 0 {
+		return errors.New("not a duration such as 10, 1.5s or 2m")
+	}
+	*t = timeout{limit, true}
+	return nil
+}
+
+// context returns a context that ends after the limit, if there is one, and says which
+// operation on which block has taken too long.
+func (t *timeout) context(ctx context.Context, op, name string) (context.Context, context.CancelFunc) {
+	if !t.set {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, t.limit, &fs.PathError{Op: op, Path: name, Err: context.DeadlineExceeded})
 }
 
 // iec formats n bytes in powers of 1024.

@@ -24,8 +24,9 @@ func whoCommand() *cobra.Command {
 		Use:   "who NAME",
 		Short: "Show the processes that are attached to a block",
 		Long: `Who lists the attachments of a block by process id. A process with several of them
-is listed as often. ACCESS is "write" or "read". STARTED is when the process
-started, which may be long before it attached.
+is listed as often. ACCESS is "write", or "read" for one that cannot write or has
+only followed or held the block. STARTED is when the process started, which may be
+long before it attached.
 
 A process id of another PID namespace, as that of a container, means nothing here:
 it is followed by "elsewhere". "ended" is a process that has exited while a child

@@ -2,11 +2,15 @@ package interop_test
 
 import (
 	"bufio"
+	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +56,8 @@ func newPython(t testing.TB, py pytest.Interpreter) agent {
 // goAgent understands the same lines as testdata/agent.py.
 var goAgent = proctest.Register("go", func(p *proctest.Parent) error {
 	var seg *shm.Segment
+	var follower *shm.Follower
+	ctx := context.Background()
 	for {
 		line, err := p.Hear()
 		if err != nil {
@@ -86,6 +92,41 @@ var goAgent = proctest.Register("go", func(p *proctest.Parent) error {
 			answer = fmt.Sprintf("%x", info(seg).ID)
 		case "linked":
 			answer = fmt.Sprint(info(seg).Linked)
+		case "append":
+			_, err = seg.WriteAt([]byte(words[1]), seg.Size())
+		case "finish":
+			err = seg.Finish()
+		case "keep":
+			err = seg.Keep()
+		case "notify":
+			err = seg.Notify()
+		case "follow":
+			follower = seg.Follow(ctx)
+		case "next":
+			b := make([]byte, number(words[1]))
+			n, readErr := follower.Read(b)
+			answer, err = string(b[:n]), readErr
+		case "drain":
+			answer, err = drain(follower)
+		case "stream":
+			for i := range number(words[1]) {
+				if _, err = fmt.Fprintln(seg, i); err != nil {
+					break
+				}
+			}
+		case "lock":
+			answer, err = locked(seg.Lock(ctx))
+		case "trylock":
+			answer, err = locked(seg.TryLock())
+		case "unlock":
+			err = seg.Unlock()
+		case "wait":
+			err = seg.Wait(ctx, func() bool { return strings.HasPrefix(string(seg.Bytes()), words[1]) })
+		case "openwait":
+			seg, err = shm.OpenWait(ctx, name)
+		case "count":
+			p.Say("counting")
+			answer, err = count(seg, number(words[1]))
 		case "churn":
 			p.Say("churning")
 			answer, err = churn(name, number(words[2]))
@@ -106,6 +147,57 @@ var goAgent = proctest.Register("go", func(p *proctest.Parent) error {
 		p.Say("%s", word(answer, err))
 	}
 })
+
+func locked(recovered bool, err error) (string, error) {
+	switch {
+	case errors.Is(err, shm.ErrLocked):
+		return "busy", nil
+	case recovered:
+		return "recovered", err
+	}
+	return "locked", err
+}
+
+// drain reads f to its end, and returns how many numbered lines there were, in order.
+func drain(f *shm.Follower) (string, error) {
+	n, lines := 0, bufio.NewScanner(f)
+	for ; lines.Scan(); n++ {
+		if lines.Text() != fmt.Sprint(n) {
+			return "", fmt.Errorf("line %d is %q", n, lines.Text())
+		}
+	}
+	return fmt.Sprint(n), lines.Err()
+}
+
+// count adds to the count in word slot and to the sum in word 0, with the lock, until
+// word 2 is set. A holder that was killed may have added to its count alone. Any other
+// difference is noted in word 1.
+func count(seg *shm.Segment, slot int) (string, error) {
+	b, ne, n := seg.Bytes(), binary.NativeEndian, 0
+	load := func(i int) uint64 { return ne.Uint64(b[8*i:]) }
+	for ; load(2) == 0; n++ {
+		recovered, err := seg.Lock(context.Background())
+		if err != nil {
+			return "", err
+		}
+		total, counted := load(0), uint64(0)
+		for i := 3; i < len(b)/8; i++ {
+			counted += load(i)
+		}
+		if counted != total && (!recovered || counted != total+1) {
+			ne.PutUint64(b[8:], 1)
+		}
+		ne.PutUint64(b[8*slot:], load(slot)+1)
+		if counted%7 == 0 {
+			runtime.Gosched()
+		}
+		ne.PutUint64(b, counted+1)
+		if err := seg.Unlock(); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprint(n), nil
+}
 
 // churn attaches to a block, or creates it, and detaches n times.
 func churn(name string, n int) (string, error) {
@@ -168,6 +260,14 @@ func word(answer string, err error) string {
 	switch {
 	case err == nil:
 		return answer
+	case err == io.EOF:
+		return "eof"
+	case errors.Is(err, shm.ErrTruncated):
+		return "truncated"
+	case errors.Is(err, shm.ErrAbandoned):
+		return "abandoned"
+	case errors.Is(err, shm.ErrFinished):
+		return "finished"
 	case errors.Is(err, fs.ErrExist):
 		return "exist"
 	case errors.Is(err, fs.ErrNotExist):

@@ -2,6 +2,7 @@ package interop_test
 
 import (
 	"encoding/binary"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -115,6 +116,41 @@ func TestDocumentedRecipe(t *testing.T) {
 		}
 		if !info(seg).Linked {
 			t.Error("the name is gone")
+		}
+	})
+}
+
+// TestDocumentedStream runs the examples of the documentation that write, follow and lock.
+func TestDocumentedStream(t *testing.T) {
+	write := pythonBlocks(t, "seg.keep()")[0]
+	follow := pythonBlocks(t, "stream.read(")[0]
+	lock := pythonBlocks(t, "lock.recovered")[0]
+	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
+		name := unique(t)
+		run := func(program string) string {
+			program = "import shmkit\nfrom shmkit import Segment\n" + strings.ReplaceAll(program, `"log"`, `"`+name+`"`)
+			out, err := py.Command("-c", program).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			return string(out)
+		}
+		run(write)
+		seg, err := shm.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer seg.Close()
+		got, err := io.ReadAll(seg.Follow(t.Context()))
+		if err != nil || len(got) != 3890 {
+			t.Errorf("followed %d bytes, %v", len(got), err)
+		}
+		if out := run(follow); out != "3890\n" {
+			t.Errorf("it has followed %q bytes", out)
+		}
+		run("seg = Segment.open(\"" + name + "\")\n" + lock)
+		if b := seg.Bytes(); b[0] != '0'+1 {
+			t.Errorf("the first byte is %q", b[0])
 		}
 	})
 }

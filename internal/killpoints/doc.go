@@ -15,4 +15,13 @@
 // another process do something else there: every race of an operation with one
 // that comes whole between two of its calls. With -short it has fewer of those. Where
 // a third process is attached, to attach and detach there never waits for the victim.
+//
+// Calls that wait, wake and lock do much by stores to the header, between which there is
+// no system call. The thread that executes one is stepped through it, instruction by
+// instruction, and killed after each store to the header as well. Of two processes that
+// wait for each other one is stopped before an instruction, while the other one does its
+// part as a whole. Without a flag that is some of the instructions, another choice each
+// time:
+//
+//	go test -v -run 'Wake|Sleep' ./internal/killpoints -steps 10000000
 package killpoints

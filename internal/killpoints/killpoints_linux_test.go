@@ -236,8 +236,7 @@ type victim struct {
 // The calling goroutine must be locked to its thread.
 func (s *scene) start(t *testing.T, op string) victim {
 	t.Helper()
-	cmd := proctest.Command(victimProgram, op, s.name)
-	cmd.Env = append(cmd.Env, "GOGC=off", "GODEBUG=asyncpreemptoff=1") // for fewer calls of the runtime's
+	cmd := calm(proctest.Command(victimProgram, op, s.name))
 	if operations[op].alien {
 		asAlien(cmd)
 	}

@@ -4,6 +4,7 @@ package killpoints
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +26,7 @@ type operation struct {
 	unlinks bool // takes the name also from a block in use
 	creates bool // what it creates is Persistent
 	needs   bool // there must be a block that it can attach to
+	waits   bool // for good, where another process removes the block
 	alien   bool // the victim is another user's process
 }
 
@@ -46,6 +48,7 @@ var operations = map[string]operation{
 	"CreatePersistent": {creates: true, run: func(name string, _ *shm.Segment) error { return keep(shm.Create(name, size, shm.Persistent())) }},
 	"Open":             {run: func(name string, _ *shm.Segment) error { return keep(shm.Open(name)) }},
 	"OpenReadOnly":     {run: func(name string, _ *shm.Segment) error { return keep(shm.Open(name, shm.ReadOnly())) }},
+	"OpenWait":         {needs: true, waits: true, run: func(name string, _ *shm.Segment) error { return keep(shm.OpenWait(context.Background(), name)) }},
 	"OpenOrCreate":     {run: func(name string, _ *shm.Segment) error { return keep(joined(name)) }},
 	"Close":            {prepare: joined, run: func(_ string, seg *shm.Segment) error { return seg.Close() }},
 	"CloseReadOnly": {

@@ -63,7 +63,7 @@ func TestPausePoints(t *testing.T) {
 	for _, opName := range sorted(operations) {
 		for _, worldName := range sorted(worlds) {
 			op, w := operations[opName], worlds[worldName]
-			if w.reader || op.alien && os.Getuid() != 0 || op.needs && !w.exists {
+			if w.reader || op.alien && os.Getuid() != 0 || op.needs && !w.exists || op.waits {
 				continue // the reader takes no part in this; the victim can be one
 			}
 			for _, intruderName := range sorted(intruders) {

@@ -14,6 +14,21 @@ func currentCall(tid int) (call, error) {
 	return call{r.Orig_rax, [6]uint64{r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9}}, err
 }
 
+// nextCall returns the system call that the next instruction makes, if it does.
+func nextCall(tid int) (c call, is bool, err error) {
+	var r unix.PtraceRegs
+	if err := unix.PtraceGetRegs(tid, &r); err != nil {
+		return call{}, false, err
+	}
+	c = call{r.Rax, [6]uint64{r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9}}
+	if c.number >= 1<<10 {
+		return c, false, nil
+	}
+	var text [2]byte
+	_, err = unix.PtracePeekText(tid, uintptr(r.Rip), text[:])
+	return c, text == [2]byte{0x0f, 0x05}, err // SYSCALL
+}
+
 // callNames has the calls that the library is known to make.
 var callNames = map[uint64]string{
 	unix.SYS_OPEN: "open", unix.SYS_OPENAT: "openat", unix.SYS_CLOSE: "close",

@@ -14,6 +14,21 @@ func currentCall(tid int) (call, error) {
 	return call{r.Regs[8], [6]uint64(r.Regs[:6])}, err
 }
 
+// nextCall returns the system call that the next instruction makes, if it does.
+func nextCall(tid int) (c call, is bool, err error) {
+	var r unix.PtraceRegs
+	if err := unix.PtraceGetRegs(tid, &r); err != nil {
+		return call{}, false, err
+	}
+	c = call{r.Regs[8], [6]uint64(r.Regs[:6])}
+	if c.number >= 1<<10 {
+		return c, false, nil
+	}
+	var text [4]byte
+	_, err = unix.PtracePeekText(tid, uintptr(r.Pc), text[:])
+	return c, text == [4]byte{0x01, 0x00, 0x00, 0xd4}, err // SVC #0
+}
+
 // callNames has the calls that the library is known to make.
 var callNames = map[uint64]string{
 	unix.SYS_OPENAT: "openat", unix.SYS_CLOSE: "close",

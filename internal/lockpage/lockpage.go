@@ -4,7 +4,8 @@
 // everybody else it is as if a kernel had dropped them, all in one moment.
 //
 // There is a mutex, and there are slots, one for each attachment. Slots are
-// taken under the mutex and given up at any time.
+// taken under the mutex and given up at any time. A slot says whether its attachment is
+// a writer.
 package lockpage
 
 import (
@@ -19,32 +20,40 @@ import (
 const (
 	offReady    = 0   // 1 once the object is a block
 	offMutex    = 128 // token of the holder
-	offArrivals = 256 // how often a slot has been taken
+	offArrivals = 256 // how often a slot has been taken, or has become a writer's
 	offID       = 384 // two random words
 	offProbe    = 400 // any number: see Same
-	offSlots    = 512 // tokens, to the end of the page
+	offSlots    = 512 // tokens, some with writerBit, to the end of the page
 )
 
+// writerBit is set in the slot of a writer. No token has it.
+const writerBit = 1 << 63
+
 // A Page is one attachment's view of a lock page. Its methods are not safe for
-// concurrent use; different Pages of one page are, in any number of processes.
+// concurrent use, except Others, Writers, Holders and Token; different Pages of one page are, in
+// any number of processes.
 type Page struct {
 	b      []byte
 	self   uint64
 	gone   func(token uint64) bool
 	step   func(what string)
 	locked bool
-	slot   int // index of the one that is ours, or none
+	slot   atomic.Int32 // index of the one that is ours, or none
+	holder uint64       // what is in it
 }
 
 const none = -1
 
-// New returns a view of the page b. Self is the token of this process: a number
-// that no other process has, not even one that comes after it. Gone reports
+// New returns a view of the page b. Self is the token of this process: a number below
+// 1<<63 that no other process has, not even one that comes after it. Gone reports
 // whether the process with a token has ended; it may say no out of doubt, and
 // whatever it says of a token that was never anybody's does no harm. Step is called
 // before every store to the page, with a word for it: tests stop processes there.
 func New(b []byte, self uint64, gone func(token uint64) bool, step func(what string)) *Page {
-	return &Page{b: b, self: self, gone: gone, step: step, slot: none}
+	p := &Page{b: b, self: self, step: step}
+	p.gone = func(holder uint64) bool { return gone(holder &^ writerBit) }
+	p.slot.Store(none)
+	return p
 }
 
 func (p *Page) word(off int) *atomic.Uint64   { return raw.Uint64(p.b, off) }
@@ -125,31 +134,79 @@ func (p *Page) Unlock() {
 }
 
 // Join takes a slot, unless p has one, and reports whether it could: there may
-// be none left. The mutex must be held.
-func (p *Page) Join() bool {
+// be none left. It takes none that is used, which it asks when it has the slot; a nil used
+// stands for none. The mutex must be held.
+func (p *Page) Join(writer bool, used func(slot int) bool) bool {
 	for _, reuse := range []bool{false, true} {
-		for i := 0; i < p.Slots() && p.slot == none; i++ {
+		for i := 0; i < p.Slots() && !p.joined(); i++ {
 			w := p.slotWord(i)
 			holder := w.Load()
 			if holder != 0 && (!reuse || !p.gone(holder)) {
 				continue
 			}
 			p.step("slot")
-			if w.CompareAndSwap(holder, p.self) {
-				p.slot = i
-				p.word(offArrivals).Add(1)
+			if !w.CompareAndSwap(holder, p.as(writer)) {
+				continue
+			}
+			p.holder = p.as(writer)
+			p.slot.Store(int32(i))
+			p.word(offArrivals).Add(1)
+			if used != nil && used(i) {
+				p.Leave()
 			}
 		}
 	}
-	return p.slot != none
+	return p.joined()
+}
+
+func (p *Page) joined() bool { return p.slot.Load() != none }
+
+// Slot returns the number of the slot that p has.
+func (p *Page) Slot() int { return int(p.slot.Load()) }
+
+// Token returns the token in a slot, 0 if it is free or there is no such slot.
+func (p *Page) Token(slot int) uint64 {
+	if slot < 0 || slot >= p.Slots() {
+		return 0
+	}
+	return p.slotWord(slot).Load() &^ writerBit
+}
+
+// as returns what is in the slot of p.
+func (p *Page) as(writer bool) uint64 {
+	if writer {
+		return p.self | writerBit
+	}
+	return p.self
+}
+
+// SetWriter makes p a writer or not, and reports whether it could: it can not if p has
+// no slot, or another program has taken it away.
+func (p *Page) SetWriter(writer bool) bool {
+	slot, old := p.slot.Load(), p.holder
+	if slot == none {
+		return false
+	}
+	if old == p.as(writer) {
+		return true
+	}
+	p.step("writer")
+	if !p.slotWord(int(slot)).CompareAndSwap(old, p.as(writer)) {
+		return false
+	}
+	p.holder = p.as(writer)
+	if writer {
+		p.word(offArrivals).Add(1)
+	}
+	return true
 }
 
 // Leave gives up the slot if p has one.
 func (p *Page) Leave() {
-	if p.slot != none {
+	if slot := p.slot.Load(); slot != none {
 		p.step("leave")
-		p.slotWord(p.slot).CompareAndSwap(p.self, 0)
-		p.slot = none
+		p.slotWord(int(slot)).CompareAndSwap(p.holder, 0)
+		p.slot.Store(none)
 	}
 }
 
@@ -159,7 +216,7 @@ func (p *Page) Alone() bool {
 	for i := range p.Slots() {
 		w := p.slotWord(i)
 		holder := w.Load()
-		if i == p.slot || holder == 0 {
+		if int32(i) == p.slot.Load() || holder == 0 {
 			continue
 		}
 		if !p.gone(holder) {
@@ -171,17 +228,28 @@ func (p *Page) Alone() bool {
 	return true
 }
 
-// Others reports whether somebody else has a slot. It needs no mutex and
-// changes nothing.
+// Others reports whether another Page has a slot. It needs no mutex and changes nothing.
 func (p *Page) Others() bool {
+	return p.anyOther(func(uint64) bool { return true })
+}
+
+// Writers reports whether another Page has the slot of a writer, as Others.
+func (p *Page) Writers() bool {
+	return p.anyOther(func(holder uint64) bool { return holder&writerBit != 0 })
+}
+
+// anyOther reports whether f is true of what another Page has in its slot.
+func (p *Page) anyOther(f func(holder uint64) bool) bool {
 	const tries = 10_000 // a millisecond: eight who compare at once can disturb a hundred
 	for range tries {
 		before := p.word(offArrivals).Load()
-		if p.others() {
-			return true
+		for i := range p.Slots() {
+			if holder := p.other(i); holder != 0 && f(holder) && !p.gone(holder) {
+				return true
+			}
 		}
-		// Someone may have come to a slot that had been looked at and then someone
-		// left another that had not. Without arrivals, what was seen was so at the end.
+		// A process may have come to a slot that had been looked at and then another
+		// left one that had not. Without arrivals, what was seen was so at the end.
 		if p.word(offArrivals).Load() == before {
 			return false
 		}
@@ -189,22 +257,27 @@ func (p *Page) Others() bool {
 	return true // so many arrivals
 }
 
-// Holders returns the tokens in all slots but that of p, without those of processes
-// that have ended.
-func (p *Page) Holders() (tokens []uint64) {
-	for i := range p.Slots() {
-		if holder := p.slotWord(i).Load(); i != p.slot && holder != 0 && !p.gone(holder) {
-			tokens = append(tokens, holder)
-		}
+// other returns what is in slot i, 0 if it is that of p.
+func (p *Page) other(i int) uint64 {
+	if int32(i) == p.slot.Load() {
+		return 0
 	}
-	return tokens
+	return p.slotWord(i).Load()
 }
 
-func (p *Page) others() bool {
+// A Holder is a Page that has a slot.
+type Holder struct {
+	Token  uint64 // of its process
+	Writer bool
+}
+
+// Holders returns the other Pages that have a slot, without those of processes that
+// have ended.
+func (p *Page) Holders() (list []Holder) {
 	for i := range p.Slots() {
-		if holder := p.slotWord(i).Load(); i != p.slot && holder != 0 && !p.gone(holder) {
-			return true
+		if holder := p.other(i); holder != 0 && !p.gone(holder) {
+			list = append(list, Holder{holder &^ writerBit, holder&writerBit != 0})
 		}
 	}
-	return false
+	return list
 }

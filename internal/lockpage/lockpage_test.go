@@ -3,6 +3,7 @@ package lockpage
 import (
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -60,17 +61,17 @@ func TestSlots(t *testing.T) {
 	observer, late := s.page(8), s.page(9)
 	mustBe(t, "others of none", observer.Others(), false)
 	for _, p := range pages {
-		mustBe(t, "join", p.Join(), true)
-		mustBe(t, "join again", p.Join(), true)
+		mustBe(t, "join", p.Join(true, nil), true)
+		mustBe(t, "join again", p.Join(true, nil), true)
 	}
-	mustBe(t, "more than there are slots", late.Join(), false)
+	mustBe(t, "more than there are slots", late.Join(true, nil), false)
 	mustBe(t, "alone with many", pages[0].Alone(), false)
 	mustBe(t, "others of many", observer.Others(), true)
 
 	s.kill(pages[2])
-	mustBe(t, "the slot of the dead", late.Join(), true)
+	mustBe(t, "the slot of the dead", late.Join(true, nil), true)
 	pages[2].Leave() // too late
-	mustBe(t, "somebody has left who had lost the slot", s.page(9).Join(), false)
+	mustBe(t, "somebody has left who had lost the slot", s.page(9).Join(true, nil), false)
 	s.kill(pages[3])
 	pages[1].Leave()
 	late.Leave()
@@ -87,13 +88,62 @@ func TestSlots(t *testing.T) {
 	}
 }
 
+func TestWriters(t *testing.T) {
+	s := newSystem(4)
+	a, b, c, observer := s.page(1), s.page(1), s.page(2), s.page(3)
+	writers := func(p *Page, want bool) {
+		t.Helper()
+		mustBe(t, "writers", p.Writers(), want)
+	}
+	mustBe(t, "one without a slot", a.SetWriter(true), false)
+	writers(observer, false)
+	a.Join(false, nil)
+	b.Join(true, nil)
+	writers(a, true)
+	writers(b, false)
+	mustBe(t, "a writer", a.SetWriter(true), true)
+	mustBe(t, "a writer again", a.SetWriter(true), true)
+	writers(b, true)
+	mustBe(t, "no writer", b.SetWriter(false), true)
+	if slot, token := b.Slot(), observer.Token(b.Slot()); slot != 1 || token != 1 {
+		t.Errorf("slot %d holds %x", slot, token)
+	}
+	for _, slot := range []int{-1, 3, 4, 2047} {
+		if token := observer.Token(slot); token != 0 {
+			t.Errorf("slot %d holds %x", slot, token)
+		}
+	}
+	writers(a, false)
+	writers(observer, true)
+	c.Join(true, func(slot int) bool { return slot == 2 })
+	writers(a, true)
+	if c.Slot() != 3 || observer.Token(2) != 0 {
+		t.Errorf("slot %d where 2 is used, which holds %x", c.Slot(), observer.Token(2))
+	}
+	want := []Holder{{1, true}, {1, false}, {2, true}}
+	if got := observer.Holders(); !slices.Equal(got, want) {
+		t.Errorf("holders %v, want %v", got, want)
+	}
+	s.kill(c)
+	writers(a, false)
+	a.Leave()
+	b.Leave()
+	mustBe(t, "alone with the dead", observer.Alone(), true)
+	mustBe(t, "one who has lost the slot", c.SetWriter(false), false)
+	for i := range observer.Slots() {
+		if w := observer.slotWord(i).Load(); w != 0 {
+			t.Errorf("slot %d holds %x", i, w)
+		}
+	}
+}
+
 // TestBeaten has somebody else take a lock just when its old holder is found
 // gone, which only one of them may.
 func TestBeaten(t *testing.T) {
 	s := newSystem(1)
 	dead, other := s.page(1), s.page(2)
 	dead.Lock()
-	dead.Join()
+	dead.Join(true, nil)
 	s.kill(dead)
 	var meanwhile func() bool
 	p := New(s.b, 3, func(token uint64) bool {
@@ -107,14 +157,14 @@ func TestBeaten(t *testing.T) {
 	mustBe(t, "mutex", p.Lock(), false)
 	other.Unlock()
 	p.Lock()
-	meanwhile = other.Join
-	mustBe(t, "slot", p.Join(), false)
+	meanwhile = func() bool { return other.Join(true, nil) }
+	mustBe(t, "slot", p.Join(true, nil), false)
 	mustBe(t, "alone with the other", p.Alone(), false)
 
 	other.Leave()
-	dead.slot = none // another of that process
+	dead.slot.Store(none) // another of that process
 	dead.locked = true
-	dead.Join()
+	dead.Join(false, nil)
 	meanwhile = func() bool {
 		return p.slotWord(0).CompareAndSwap(1, 2)
 	}
@@ -167,7 +217,7 @@ func TestOthers(t *testing.T) {
 		s.kill(dead)
 		observer.slotWord(i).Store(dead.self)
 	}
-	a.Join()
+	a.Join(true, nil)
 	stop := make(chan bool)
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -177,7 +227,7 @@ func TestOthers(t *testing.T) {
 				return
 			default:
 			}
-			b.Join()
+			b.Join(true, nil)
 			a.Leave()
 			a, b = b, a
 			runtime.Gosched()
@@ -186,6 +236,42 @@ func TestOthers(t *testing.T) {
 	for range 20_000 {
 		if !observer.Others() {
 			t.Error("nobody seen")
+			break
+		}
+		runtime.Gosched()
+	}
+	close(stop)
+	all.Wait()
+}
+
+// TestWritersMove has two that take turns to be the writer, so that one of them is at
+// all times, and an observer who must never miss both.
+func TestWritersMove(t *testing.T) {
+	s := newSystem(200)
+	a, b, observer := s.page(1), s.page(2), s.page(3)
+	a.Join(true, nil)
+	for i := 1; i < observer.Slots()-1; i++ { // in between, others
+		observer.slotWord(i).Store(4)
+	}
+	b.Join(false, nil)
+	stop := make(chan bool)
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			b.SetWriter(true)
+			a.SetWriter(false)
+			a, b = b, a
+			runtime.Gosched()
+		}
+	})
+	for range 20_000 {
+		if !observer.Writers() {
+			t.Error("no writer seen")
 			break
 		}
 		runtime.Gosched()
@@ -207,10 +293,14 @@ func TestGarbage(t *testing.T) {
 		p.ID()
 		p.Abandoned()
 		p.Others()
+		p.Writers()
+		p.Holders()
+		p.Token(int(seed))
 		if p.Lock() {
 			p.SetID([2]uint64{1, 2})
 			p.SetReady()
-			p.Join()
+			p.Join(seed%2 == 0, nil)
+			p.SetWriter(true)
 			p.Alone()
 		}
 		p.Leave()

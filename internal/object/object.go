@@ -26,6 +26,7 @@
 package object
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -45,8 +46,11 @@ func SetDefault(s System) {
 }
 
 // HeaderUsed is how many bytes at the front of an object package shm uses for the
-// header of a block.
-const HeaderUsed = 768
+// header of a block. Those from SleepTable on are for the implementation of Sleeper.
+const (
+	HeaderUsed = 768
+	SleepTable = 512
+)
 
 // Errors that io/fs has no name for. Package shm exports them and says what they
 // mean to its callers.
@@ -132,6 +136,18 @@ type System interface {
 	// Revocable returns how many bytes of address space Revoke may keep in all, 0
 	// where there is no Revoke.
 	Revocable() int64
+
+	// Watch returns what tells that an object may have been published. The error is
+	// errors.ErrUnsupported where the system does not tell.
+	Watch() (Watch, error)
+}
+
+// A Watch tells of new objects. It misses none, and may tell of what is none.
+type Watch interface {
+	// Next waits until an object may have been published since Watch or the last
+	// Next. It returns ctx.Err() if ctx is done before.
+	Next(ctx context.Context) error
+	Close()
 }
 
 // Limits are what differs between systems and never changes.
@@ -155,6 +171,7 @@ type Options struct {
 // are not safe for concurrent use, except those that its documentation names.
 type Object interface {
 	Locks
+	Sleeper
 
 	// Name returns the name that the object was created or opened by, or that the
 	// system found it to have in FromFD. It is empty if there is none.
@@ -226,8 +243,9 @@ type Locks interface {
 
 	// Join adds the Object to those that have joined, until Leave: to the writers
 	// or to the others. The error is ErrBusy while another Object is alone. On some
-	// systems the others do not see an Object that is not writable.
-	Join(writer bool) error
+	// systems the others do not see an Object that is not writable. An Object has no
+	// tag that is used; a nil used stands for none.
+	Join(writer bool, used func(tag uint64) bool) error
 
 	// TryAlone makes the Object be alone, until Leave: no other Object joins or
 	// locks. The error is ErrBusy if another Object has joined, is alone, or has the
@@ -257,6 +275,41 @@ type Locks interface {
 	// Leave releases everything. It may be called at any time and more than once. An
 	// object that is not published loses its claim to its name.
 	Leave()
+
+	// SetWriter moves the Object, which has joined, to the writers or to the others.
+	SetWriter(writer bool) error
+
+	// Writers reports whether another Object has joined the writers. On some systems
+	// Objects that are not writable are among them.
+	Writers() (bool, error)
+
+	// Tag returns a number below 1<<60 by which other processes can ask whether this
+	// Object, which has joined the writers, is still there. It is not 0, and no other
+	// Object that has joined has it.
+	Tag() uint64
+
+	// Gone reports whether the Object with that tag, of this or of another process, is
+	// no writer any more. It says no out of doubt, and yes of a tag that no Object has.
+	// It is safe for concurrent use.
+	Gone(tag uint64) bool
+}
+
+// A Sleeper lets processes sleep on a word in the header of an object, until another
+// process that has mapped it wakes them. Its methods are safe for concurrent use.
+// Header is the first HeaderUsed bytes of the mapping, at off are the four of the word.
+type Sleeper interface {
+	// Sleep returns at once if the word is not equal to value. Otherwise it returns after
+	// a Wake for the word, or after most, or earlier. The caller looks at what it waits for
+	// before and after. Where many sleep, Sleep may call still when most has passed, from
+	// any goroutine, and go on if that returns true; not for ever. A nil still returns false.
+	Sleep(header []byte, off int, value uint32, most time.Duration, still func() bool)
+
+	// Wake wakes one process, or all, that sleep on the word. The caller has changed the
+	// word before.
+	Wake(header []byte, off int, all bool)
+
+	// Yield lets another process run. It may return at once.
+	Yield()
 }
 
 // Presence is what Others can see.
@@ -328,3 +381,27 @@ func (Unsupported) List(func(string) bool) error                   { return erro
 func (Unsupported) Unmap([]byte)                                   {}
 func (Unsupported) Revoke([]byte) error                            { return errors.ErrUnsupported }
 func (Unsupported) Revocable() int64                               { return 0 }
+func (Unsupported) Watch() (Watch, error)                          { return nil, errors.ErrUnsupported }
+
+// Looks is a Watch and a Sleeper that only lets some time pass. It is embedded by an Object whose system cannot wake a process: it sleeps for a
+// short time and looks again.
+type Looks struct{}
+
+func (Looks) Wake([]byte, int, bool) {}
+func (Looks) Yield()                 {}
+func (Looks) Close()                 {}
+
+// Next implements [Watch].
+func (Looks) Next(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(10 * time.Millisecond):
+		return nil
+	}
+}
+
+// Sleep implements [Sleeper].
+func (Looks) Sleep(header []byte, off int, value uint32, most time.Duration, still func() bool) {
+	time.Sleep(min(most, 2*time.Millisecond))
+}

@@ -2,6 +2,11 @@
 
 package posixshm
 
+import (
+	"sync/atomic"
+	"time"
+)
+
 // A Kernel has POSIX shared memory objects as darwin's kernel does. Its methods
 // are the system calls of those names, and return the errors of these. The tests of
 // this package hold every Kernel to the facts that the package rests on.
@@ -46,6 +51,15 @@ type Kernel interface {
 	// none yet, and an error if fd is open on something else. It does nothing that
 	// could wait or have an effect.
 	ObjectSize(fd uintptr) (int64, error)
+
+	// Sleep returns nil at once if the word, of a mapping, is not equal to value.
+	// Otherwise it returns nil after a Wake for the word by any process, after at most
+	// most, or earlier. It returns an error at once if the system cannot do that, always
+	// or just now. The goroutine sleeps in its thread.
+	Sleep(word *atomic.Uint32, value uint32, most time.Duration) error
+
+	// Wake wakes one that sleeps on the word, or all, in all processes.
+	Wake(word *atomic.Uint32, all bool)
 
 	// Step is called before every store to a lock page, with a word for it. Tests
 	// stop processes there; otherwise it does nothing.

@@ -27,4 +27,9 @@ func TestMain(m *testing.M) {
 
 var stand *standin.Kernel
 
-func TestContract(t *testing.T) { objecttest.Run(t, system) }
+func TestContract(t *testing.T) {
+	objecttest.Run(t, system)
+	stand.Looks = true
+	defer func() { stand.Looks = false }()
+	t.Run("Looks", func(t *testing.T) { objecttest.Run(t, system) })
+}

@@ -30,6 +30,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -66,6 +67,8 @@ type System struct {
 
 	self  func() (uint64, error) // token of this process; a variable for tests alone
 	token atomic.Uint64          // what self returns, 0 until it is known
+
+	sleeping atomic.Int32 // goroutines in Sleep
 }
 
 // New returns the System on a kernel.
@@ -105,6 +108,7 @@ func (s *System) Limits() object.Limits {
 // A handle is an Object.
 type handle struct {
 	object.NoFiles
+	object.Looks
 	sys      *System
 	fd       int
 	name     string
@@ -113,6 +117,8 @@ type handle struct {
 	stat     Stat
 	head     []byte         // the first objectPage bytes, mapped, if it is a block's and has a size
 	page     *lockpage.Page // in head, unless it is anonymous
+	mu       sync.Mutex     // held while head is unmapped, and by Gone
+	tag      atomic.Uint64  // 0 before Join
 }
 
 // Create makes an object that has its name, but is no block before Publish; if
@@ -355,6 +361,9 @@ func (s *System) List(func(name string) bool) error {
 	return fmt.Errorf("%w: shared memory objects cannot be listed on this system", errors.ErrUnsupported)
 }
 
+// Watch implements [object.System]: the system tells of no new names either.
+func (s *System) Watch() (object.Watch, error) { return nil, errors.ErrUnsupported }
+
 // Map implements [object.Object]. Reading a page maps it.
 func (h *handle) Map(length, writable int, populate bool) ([]byte, error) {
 	mem, err := h.sys.kernel.Map(h.fd, length, writable == length)
@@ -417,7 +426,7 @@ func (h *handle) Unlock() {
 // Join implements [object.Locks]. Slots are taken under the mutex, which a creator
 // has from before. A process that may only read cannot write to the lock page, so
 // others do not see that it is attached.
-func (h *handle) Join(bool) error {
+func (h *handle) Join(writer bool, used func(tag uint64) bool) error {
 	if h.page == nil || !h.writable {
 		return nil
 	}
@@ -427,9 +436,15 @@ func (h *handle) Join(bool) error {
 		}
 		defer h.page.Unlock()
 	}
-	if !h.page.Join() {
+	token, err := h.sys.self()
+	if err != nil {
+		return err
+	}
+	slotUsed := func(slot int) bool { return used != nil && used(h.sys.tag(token, slot)) }
+	if !h.page.Join(writer, slotUsed) {
 		return fmt.Errorf("%w: %d attachments: %w", object.ErrNoSpace, h.page.Slots(), syscall.ENOLCK)
 	}
+	h.tag.Store(h.sys.tag(token, h.page.Slot()))
 	return nil
 }
 
@@ -458,11 +473,54 @@ func (h *handle) Holders() (list []object.Holder, err error) {
 	if h.page == nil {
 		return nil, nil
 	}
-	for _, token := range h.page.Holders() {
-		pid := int(token >> (64 - h.sys.kernel.PIDBits()))
-		list = append(list, object.Holder{PID: pid, Writer: true, Here: true})
+	for _, other := range h.page.Holders() {
+		list = append(list, object.Holder{PID: h.sys.pid(other.Token), Writer: other.Writer, Here: true})
 	}
 	return list, nil
+}
+
+// SetWriter implements [object.Locks].
+func (h *handle) SetWriter(writer bool) error {
+	if h.page == nil || !h.writable || h.page.SetWriter(writer) {
+		return nil
+	}
+	return fmt.Errorf("%w: it has lost its slot in the lock page", object.ErrCorrupt)
+}
+
+// Writers implements [object.Locks]: it sees none that may only read.
+func (h *handle) Writers() (bool, error) { return h.page != nil && h.page.Writers(), nil }
+
+func (h *handle) Tag() uint64 { return h.tag.Load() }
+
+// Gone implements [object.Locks]: the slot in the tag says whose it is.
+func (h *handle) Gone(tag uint64) bool {
+	h.mu.Lock()
+	if h.page == nil || h.head == nil {
+		h.mu.Unlock()
+		return false
+	}
+	slot := h.sys.slot(tag)
+	token := h.page.Token(slot)
+	h.mu.Unlock()
+	return token == 0 || h.sys.tag(token, slot) != tag || h.sys.gone(token)
+}
+
+// mostThreads bounds how many goroutines of the process sleep at once. Each takes a
+// thread, and a Go program may have 10,000.
+const mostThreads = 1000
+
+// Sleep implements [object.Sleeper]. Where the system cannot do that, and beyond
+// mostThreads, it lets some time pass.
+func (h *handle) Sleep(header []byte, off int, value uint32, most time.Duration, still func() bool) {
+	sleeping := h.sys.sleeping.Add(1) <= mostThreads
+	defer h.sys.sleeping.Add(-1)
+	if !sleeping || h.sys.kernel.Sleep(raw.Uint32(header, off), value, most) != nil {
+		h.Looks.Sleep(header, off, value, most, still)
+	}
+}
+
+func (h *handle) Wake(header []byte, off int, all bool) {
+	h.sys.kernel.Wake(raw.Uint32(header, off), all)
 }
 
 // Others implements [object.Locks]. It never finds a process deciding: that has a
@@ -491,8 +549,11 @@ func (h *handle) Close() {
 }
 
 func (h *handle) unmapHead() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.head != nil {
 		h.sys.kernel.Unmap(h.head)
+		h.head = nil
 	}
 }
 
@@ -637,9 +698,32 @@ func (h *handle) findName() string {
 // newToken returns what stands for a process in a lock page: its id and the time it
 // began. The id alone would be another process's before long.
 func (s *System) newToken(pid int, start uint64) uint64 {
-	bits := 64 - s.kernel.PIDBits()
+	bits := tokenBits - s.kernel.PIDBits()
 	return uint64(pid)<<bits | start&(1<<bits-1)
 }
+
+const (
+	tokenBits = 63
+	tagBits   = 60
+	slotBits  = 11 // there are 1,472
+)
+
+// tag returns the tag of the attachment of the process with the token that has the slot:
+// the process id, the slot, and as many bits of the start time as there is room for. The
+// slot has them all.
+func (s *System) tag(token uint64, slot int) uint64 {
+	bits := tagBits - slotBits - s.kernel.PIDBits()
+	return (uint64(s.pid(token))<<slotBits|uint64(slot))<<bits | token&(1<<bits-1)
+}
+
+// slot returns the slot in a tag.
+func (s *System) slot(tag uint64) int {
+	return int(tag >> (tagBits - slotBits - s.kernel.PIDBits()) & (1<<slotBits - 1))
+}
+
+// pid returns the process id in a token, or another number that is none if that was
+// never a token.
+func (s *System) pid(token uint64) int { return int(token >> (tokenBits - s.kernel.PIDBits())) }
 
 // gone reports whether the process with the token has ended, killed or not. It
 // says no where the system does not tell.
@@ -647,7 +731,7 @@ func (s *System) gone(token uint64) bool {
 	if me, _ := s.self(); token == me {
 		return false
 	}
-	pid := int(token >> (64 - s.kernel.PIDBits()))
+	pid := s.pid(token)
 	start, err := s.kernel.StartTime(pid)
 	return errors.Is(err, syscall.ESRCH) || err == nil && s.newToken(pid, start) != token
 }

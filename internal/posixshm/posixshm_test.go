@@ -329,6 +329,42 @@ func TestSystemUnlink(t *testing.T) {
 	}
 }
 
+// TestSystemSleep: a word in one mapping wakes who sleeps on it in another, of a process
+// that may only read as well, unless the system is one without the call.
+func TestSystemSleep(t *testing.T) {
+	name, fd := systemNew(t, posixshm.ObjectPage)
+	word := raw.Uint32(systemMmap(t, fd, posixshm.ObjectPage, true), 320)
+	reader := systemMmap(t, systemOpen(t, name, syscall.O_RDONLY, 0), posixshm.ObjectPage, false)
+	err := kernel.Sleep(word, 1, time.Hour) // it is 0
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	mustBe(t, "another value", err, nil)
+	mustBe(t, "no time", kernel.Sleep(word, 0, 0), nil)
+	mustBe(t, "some time", kernel.Sleep(word, 0, time.Millisecond), nil)
+	kernel.Wake(word, false)
+	kernel.Wake(word, true)
+	for _, all := range []bool{false, true} {
+		for range 200 {
+			before := word.Load()
+			woken := make(chan error)
+			go func() {
+				var err error
+				for there := raw.Uint32(reader, 320); there.Load() == before && err == nil; {
+					err = kernel.Sleep(there, before, time.Hour)
+				}
+				woken <- err
+			}()
+			if before%2 == 0 {
+				time.Sleep(time.Millisecond) // most often it sleeps by then
+			}
+			word.Add(1)
+			kernel.Wake(word, all)
+			mustBe(t, "sleep", <-woken, nil)
+		}
+	}
+}
+
 // TestSystemStartTime: a process has a start time that exec does not change,
 // and none once it has ended, waited for or not.
 func TestSystemStartTime(t *testing.T) {
@@ -354,7 +390,7 @@ func TestSystemStartTime(t *testing.T) {
 	if err != nil || err2 != nil || sh != cat || sh < me {
 		t.Errorf("%d, %v before exec; %d, %v after; my own %d", sh, err, cat, err2, me)
 	}
-	if system.Token(cmd.Process.Pid, sh)>>(64-kernel.PIDBits()) != uint64(cmd.Process.Pid) {
+	if system.Token(cmd.Process.Pid, sh)>>(63-kernel.PIDBits()) != uint64(cmd.Process.Pid) {
 		t.Errorf("process id %d does not fit", cmd.Process.Pid)
 	}
 	cmd.Process.Kill()
@@ -540,7 +576,7 @@ func TestSlotsTaken(t *testing.T) {
 	var crowd []*lockpage.Page
 	for slots := lockpage.New(page, me, system.Gone, kernel.Step).Slots(); len(crowd) < slots-1; {
 		p := lockpage.New(page, me, system.Gone, kernel.Step)
-		if !p.Lock() || !p.Join() {
+		if !p.Lock() || !p.Join(true, nil) {
 			t.Fatalf("slot %d of %d", len(crowd)+1, p.Slots())
 		}
 		p.Unlock()

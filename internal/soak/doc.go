@@ -1,7 +1,7 @@
 // Command soak is a randomised storm on a few names: processes create, attach,
-// stream, check, close, unlink, reap and are killed, while others of their
-// goroutines start programs, whose processes hold copies of all descriptors,
-// and so of all locks, from fork to exec.
+// stream, follow, check, lock, keep, close, unlink, reap and are killed, while
+// others of their goroutines start programs, whose processes hold copies of all
+// descriptors, and so of all locks, from fork to exec.
 //
 //	go run ./internal/soak -seed 1 -duration 60s
 //
@@ -17,6 +17,8 @@
 //     are compared when all are gone.
 //   - Whoever is attached finds its block under its name, and what it finds in
 //     the block is what was written there.
+//   - Whoever follows a block to its end has all that was to be written there. One process
+//     at a time has a block's lock, and learns whether the last one died with it.
 //   - No call fails in a way that it should not.
 //   - When all have been waited for, no block can be opened and no name is left, but
 //     those of Persistent blocks, whatever their children still hold.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,10 +29,14 @@ import (
 //	offset  field, 8 bytes each
 //	     0  1 once the stream has been begun
 //	     8  1 once somebody has been about to unlink the block
+//	    16  raised first by a process that has the lock
+//	    24  and then this one, so that they are equal while nobody has it
 //	   512  one for each slot, raised by its process
 const (
 	offBegun    = 0
 	offUnlinked = 8
+	offFirst    = 16
+	offThen     = 24
 	offSlots    = 512
 	streamStart = 4096
 	streamSize  = 20_000
@@ -150,11 +156,17 @@ func (w *worker) step() error {
 		return w.attach()
 	case dice < 60:
 		return w.close(w.random.IntN(n))
-	case dice < 75:
+	case dice < 68:
 		return w.open[w.random.IntN(n)].check()
-	case dice < 88:
+	case dice < 74:
+		return w.open[w.random.IntN(n)].follow()
+	case dice < 83:
 		return w.meet(w.open[w.random.IntN(n)])
-	case dice < 93:
+	case dice < 89:
+		return w.open[w.random.IntN(n)].lock()
+	case dice < 90:
+		return w.open[w.random.IntN(n)].keep()
+	case dice < 94:
 		return w.unlink(w.open[w.random.IntN(n)])
 	case dice < 97:
 		_, err := shm.Reap()
@@ -232,8 +244,64 @@ func (a *attached) fill() error {
 	if _, err := a.Seek(streamStart, io.SeekStart); err != nil {
 		return err
 	}
-	_, err := io.Copy(a.Segment, stream(a.id))
-	return err
+	if _, err := io.Copy(a.Segment, stream(a.id)); err != nil {
+		return err
+	}
+	return a.Finish()
+}
+
+// follow follows what is filled into the block, for a moment. It is not truncated again,
+// and comes to an end only if it is complete.
+func (a *attached) follow() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond)
+	defer cancel()
+	f := a.Follow(ctx)
+	defer f.Close()
+	c := &comparer{want: stream(a.id)}
+	if _, err := io.CopyN(io.Discard, f, streamStart); err != nil {
+		return a.mayEnd(err)
+	}
+	_, err := io.Copy(c, f)
+	if err == nil && c.n != streamSize {
+		err = fmt.Errorf("%d bytes followed to their end", c.n)
+	}
+	return a.mayEnd(err)
+}
+
+func (a *attached) mayEnd(err error) error {
+	if err == nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, shm.ErrAbandoned) {
+		return nil
+	}
+	return fmt.Errorf("block %x: %w", a.id[:4], err)
+}
+
+// lock raises two words under the lock. They differ only if a process has died between.
+func (a *attached) lock() error {
+	if a.readOnly {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	recovered, err := a.Lock(ctx)
+	if err != nil {
+		return fmt.Errorf("block %x: %w", a.id[:4], err)
+	}
+	first, then := raw.Uint64(a.words, offFirst), raw.Uint64(a.words, offThen)
+	if n, m := first.Load(), then.Load(); n != m && !recovered || n-m > 1 {
+		return fmt.Errorf("block %x: %d and %d under the lock, recovered %v", a.id[:4], n, m, recovered)
+	}
+	then.Store(first.Load())
+	first.Add(1)
+	runtime.Gosched()
+	then.Store(first.Load())
+	return a.Unlock()
+}
+
+func (a *attached) keep() error {
+	if a.readOnly {
+		return nil
+	}
+	return a.Keep()
 }
 
 // check compares what is in the block, as far as it has been filled, and makes
@@ -345,9 +413,19 @@ func (w *worker) close(i int) error {
 	return a.Close()
 }
 
-// clean returns an error if this process, which has closed everything, still
-// has a descriptor or a mapping of a block.
-func (w *worker) clean() error {
+// clean returns an error if this process, which has closed everything, still has a
+// descriptor or a mapping of a block. Close does not wait for calls in progress, such as
+// those that end a wait with its context.
+func (w *worker) clean() (err error) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err = w.left(); err == nil {
+			break
+		}
+	}
+	return err
+}
+
+func (w *worker) left() error {
 	links, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
 		return err

@@ -7,7 +7,8 @@
 // to it.
 //
 // A program that imports it uses it if the environment variable SHM_STANDIN names a
-// directory, for the objects. No program but tests imports it.
+// directory, for the objects. If SHM_STANDIN_LOOKS is set as well, it is a system that has
+// no call to sleep on a word, as macOS before 14.4. No program but tests imports it.
 package standin
 
 import (
@@ -20,9 +21,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shmkit/shm/internal/futex"
 	"github.com/shmkit/shm/internal/object"
 	"github.com/shmkit/shm/internal/posixshm"
 )
@@ -40,7 +44,7 @@ const (
 
 func init() {
 	if dir := os.Getenv(env); dir != "" {
-		object.Current = posixshm.New(&Kernel{Dir: dir})
+		object.Current = posixshm.New(&Kernel{Dir: dir, Looks: os.Getenv(env+"_LOOKS") != ""})
 	}
 }
 
@@ -54,7 +58,8 @@ func Used() *Kernel {
 
 // Kernel implements [posixshm.Kernel].
 type Kernel struct {
-	Dir string // of the files
+	Dir   string // of the files
+	Looks bool   // it has no Sleep
 
 	// BeforeStep is called, unless nil, before every call, with its name, and before
 	// every store to a lock page.
@@ -200,6 +205,20 @@ func (k *Kernel) Unmap(mem []byte) {
 func (k *Kernel) Close(fd int) {
 	k.Step("close")
 	unix.Close(fd)
+}
+
+func (k *Kernel) Sleep(word *atomic.Uint32, value uint32, most time.Duration) error {
+	if k.Looks {
+		return unix.ENOSYS
+	}
+	futex.Sleep(word, value, most, nil)
+	return nil
+}
+
+func (k *Kernel) Wake(word *atomic.Uint32, all bool) {
+	if !k.Looks {
+		futex.Wake(word, all)
+	}
 }
 
 // StartTime returns when the process began, in clock ticks.

@@ -12,6 +12,10 @@ its name, or :func:`reap`, removes it::
     with Segment.open("frames") as seg:     # or Segment.create("frames", 64 << 20)
         pixels = numpy.frombuffer(seg.buf, numpy.uint8)     # no copy
 
+Processes that work together on a block append to it, follow it as a stream, wait for
+changes and lock it: :meth:`Segment.append`, :meth:`Segment.follow`,
+:meth:`Segment.wait_for`, :meth:`Segment.lock`.
+
 It needs Linux and only the standard library. It does not use ``multiprocessing``, whose
 resource tracker unlinks blocks that other processes use.
 
@@ -24,9 +28,22 @@ import sys
 if not sys.platform.startswith("linux"):
     raise ImportError("shmkit needs Linux: elsewhere blocks are not held by file locks")
 
+from ._follow import AbandonedError, Follower, TruncatedError
 from ._header import HeaderError, NotSegmentError, VersionError
 from ._linux import Holder
-from ._segment import Segment, reap, unlink
+from ._segment import BlockLock, Segment, reap, unlink
 
-__all__ = ["HeaderError", "Holder", "NotSegmentError", "Segment", "VersionError", "reap", "unlink"]
+__all__ = [
+    "AbandonedError",
+    "BlockLock",
+    "Follower",
+    "HeaderError",
+    "Holder",
+    "NotSegmentError",
+    "Segment",
+    "TruncatedError",
+    "VersionError",
+    "reap",
+    "unlink",
+]
 __version__ = "0.1.0"

@@ -25,10 +25,42 @@ _CHECKED = 60
 
 # The words after it change.
 STATE = 64  # 4 bytes
+KEEP = 68  # 4 bytes
 COUNT = 128  # 4 bytes
 SIZE = 192  # 8 bytes
+ARMED = 200  # 4 bytes
+GENERATION = 208  # 8 bytes
+DIRTY = 216  # 8 bytes
 WRITTEN = 256  # 8 bytes
-USED = 320
+EVENT = 320  # 4 bytes
+LOCK = 384  # 20 bytes: see lockWords in lock.go
+SIZE_LOCK = 448  # 20 bytes
+USED = 768
+
+# The bits of the word SIZE: see sizeWord in header.go. The low bits of GENERATION come
+# after the length.
+LENGTH_BITS, LOW_BITS = 48, 13
+CUT = 1 << 61
+BEGUN = 1 << 62
+FINISHED = 1 << 63
+
+
+def length(word: int) -> int:
+    return word & ((1 << LENGTH_BITS) - 1)
+
+
+def low(word: int) -> int:
+    """The low bits of the generation in the word SIZE."""
+    return low_bits(word >> LENGTH_BITS)
+
+
+def low_bits(generation: int) -> int:
+    return generation & ((1 << LOW_BITS) - 1)
+
+
+def size_word(length: int, generation: int, flags: int) -> int:
+    return length | low_bits(generation) << LENGTH_BITS | flags
+
 
 _MIN_HEADER, _MAX_HEADER = 4 << 10, 64 << 10  # page sizes lie between these
 
@@ -106,9 +138,9 @@ def marshal(layout: Layout) -> bytes:
 def parse(b: bytes, object_size: int) -> Layout:
     """Return the layout from the header at the start of an object of object_size bytes.
 
-    Raises NotSegmentError, VersionError, TruncatedError or HeaderError.
+    Raises NotSegmentError, VersionError, ShortError or HeaderError.
     """
-    if len(b) < USED or b[: len(MAGIC)] != MAGIC:
+    if len(b) < STATE or b[: len(MAGIC)] != MAGIC:
         raise NotSegmentError("not a block with a shm header")
     _, version, *rest, _, checksum = _FIXED.unpack_from(b)
     if crc32c(b[:_CHECKED]) != checksum:
@@ -120,11 +152,11 @@ def parse(b: bytes, object_size: int) -> Layout:
     if not _MIN_HEADER <= size <= _MAX_HEADER or size & (size - 1) or not 0 < layout.capacity < 1 << 62:
         raise HeaderError(f"damaged block header: {size}+{layout.capacity} bytes")
     if object_size < layout.object_size:
-        raise TruncatedError("damaged block header: shorter than it says", layout)
+        raise ShortError("damaged block header: shorter than it says", layout)
     return layout
 
 
-class TruncatedError(HeaderError):
+class ShortError(HeaderError):
     """The header is correct, but its object is too short."""
 
     def __init__(self, message: str, layout: Layout) -> None:

@@ -9,7 +9,7 @@ import select
 import stat
 import struct
 import time
-from typing import Callable, List, NamedTuple, Set, Tuple, TypeVar
+from typing import Callable, Dict, List, NamedTuple, Set, Tuple, TypeVar
 
 DIR = "/dev/shm/"
 
@@ -23,10 +23,13 @@ _FLOCK = struct.Struct("hhqqi0q")
 # one for each attachment that has joined, which says whose it is. To be alone is to
 # lock all of them. They end below 1<<63-1: a lock up to there is reported with
 # length 0.
+SIZE_GUEST = (1 << 62) - 2  # two for guests of the locks in the header, whom being alone does not concern
+GUEST = (1 << 62) - 1
 LOCK_BYTE = 1 << 62
 WRITERS = 5 << 60  # own bytes of attachments that may write
-READERS = 6 << 60  # and of the others
+READERS = 6 << 60  # and of the others, and of those that have only followed
 END_OF_LOCKS = 7 << 60
+TAG_MASK = (1 << 60) - 1
 
 # A tag names an attachment: 20 bits for the namespace of process ids, 0 if it is
 # not known, 22 for the process id, 18 that count attachments of the process.
@@ -53,6 +56,10 @@ def _new_tag() -> int:
     return _namespace() << (_PID_BITS + _COUNT_BITS) | os.getpid() << _COUNT_BITS | count
 
 
+def _own_byte(tag: int, writer: bool) -> int:
+    return (WRITERS if writer else READERS) | tag & TAG_MASK
+
+
 class Holder(NamedTuple):
     """An attachment to a block.
 
@@ -61,7 +68,7 @@ class Holder(NamedTuple):
     """
 
     pid: int  #: process id, as the process saw it
-    readonly: bool  #: opened so
+    readonly: bool  #: opened so, or it has only followed
     here: bool  #: pid means that process here: it has the same namespace of process ids
     gone: bool  #: the process has ended, but a child of it has the attachment
 
@@ -169,6 +176,8 @@ class Object:
         """Open path or raise OSError. name is for errors."""
         self.name = name
         self.writable = flags & os.O_ACCMODE == os.O_RDWR
+        self.tag = 0  # once it has joined
+        self.writer = False
         self._owner = next(map(select.epoll.fromfd, map(os.open, [path], [flags | os.O_CLOEXEC], [mode])))
         self.stat = os.fstat(self.fd)  # when it was opened; device and inode never change
 
@@ -203,21 +212,67 @@ class Object:
         kind, _, at, length, _ = _FLOCK.unpack(fcntl.fcntl(self._owner, _F_OFD_GETLK, wanted))
         return kind != fcntl.F_UNLCK, at, length
 
-    def must_join(self, writer: bool) -> None:
+    def must_join(self, writer: bool, used: Callable[[int], bool]) -> None:
         """Lock a byte of its own, among the writers or the others; Again while another Object is alone.
 
-        A writable description takes a write lock, so that no other attachment has its
+        The tag that it has then is not used.
+        """
+        while True:
+            tag = _new_tag()
+            if self._lock_own(tag, writer):
+                if not used(tag):
+                    break
+                self._unlock_own(tag, writer)
+        self.tag, self.writer = tag, writer
+
+    def _lock_own(self, tag: int, writer: bool) -> bool:
+        """Lock an own byte; False if another Object has it, Again if one is alone.
+
+        A writable description takes a write lock, so that no other attachment has the
         byte. One for reading only can take no more than a read lock, and relies on the
         number that its process gives it.
         """
-        how = fcntl.F_WRLCK if self.writable else fcntl.F_RDLCK
-        while True:
-            own = (WRITERS if writer else READERS) | _new_tag()
-            if self._set_lock(how, own, 1):
-                return
-            there, _, length = self._get_lock(own, own + 1)
-            if there and length != 1:
-                raise Again from busy(self.name)
+        own = _own_byte(tag, writer)
+        if self._set_lock(fcntl.F_WRLCK if self.writable else fcntl.F_RDLCK, own, 1):
+            return True
+        there, _, length = self._get_lock(own, own + 1)
+        if there and length != 1:
+            raise Again from busy(self.name)
+        return False
+
+    def _unlock_own(self, tag: int, writer: bool) -> None:
+        self._set_lock(fcntl.F_UNLCK, _own_byte(tag, writer), 1)
+
+    def set_writer(self, writer: bool) -> None:
+        """Move an Object that has joined to the writers or to the others.
+
+        It locks the new byte before it unlocks the old one, so that it has joined all
+        the time.
+        """
+        if self.writer == writer:
+            return
+        old = tag = self.tag
+        while not self._lock_own(tag, writer):
+            tag = _new_tag()
+        self.tag = tag
+        self._unlock_own(old, not writer)
+        self.writer = writer
+
+    def writers(self) -> bool:
+        """Whether another Object has joined the writers."""
+        return self._get_lock(WRITERS, READERS)[0]
+
+    def gone(self, tag: int) -> bool:
+        """Whether the other Object with that tag, of this or of another process, is no writer any more."""
+        own = _own_byte(tag, True)
+        return not self._get_lock(own, own + 1)[0]
+
+    def try_guest(self, byte: int) -> bool:
+        """Keep other Objects from being the guest of a lock in the header, until end_guest. It may be repeated."""
+        return self._set_lock(fcntl.F_WRLCK, byte, 1)
+
+    def end_guest(self, byte: int) -> None:
+        self._set_lock(fcntl.F_UNLCK, byte, 1)
 
     def try_alone(self) -> bool:
         """Keep all other Objects from joining and from try_lock, until leave.
@@ -262,7 +317,7 @@ class Object:
 
         It is exact if none joins or leaves meanwhile.
         """
-        holders: List[Holder] = []
+        holders: Dict[int, Holder] = {}  # one that moves has two bytes of one tag for a moment
         ranges = [(WRITERS, END_OF_LOCKS)]
         calls = 4096  # an end, should a process lock all bytes
         while ranges and calls:
@@ -274,9 +329,9 @@ class Object:
             if not there:
                 continue
             if length == 1:
-                holders.append(_holder(at))
+                holders.setdefault(at & TAG_MASK, _holder(at))
             ranges += [(start, at), (at + max(length, 1), end)]
-        return holders
+        return list(holders.values())
 
     def check_regular(self) -> None:
         """Raise ValueError unless the object is a regular file."""

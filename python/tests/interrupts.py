@@ -158,8 +158,11 @@ class Everywhere(Case):
 
         self.at_every(prepare, f, check, **kwargs)
 
-    def beside(self, f, prepare=lambda: None, linked=(True,), **kwargs):
-        """Interrupt f, after which a witness must be the only one attached."""
+    def beside(self, f, prepare=lambda: None, linked=(True,), first=lambda witness: None, **kwargs):
+        """Interrupt f, after which a witness must be the only one attached.
+
+        Before that call first(witness).
+        """
         witness = None
 
         def start():
@@ -168,6 +171,7 @@ class Everywhere(Case):
             return prepare()
 
         def check(before):
+            first(witness)
             self.check_descriptors(before)
             self.assertEqual(witness.refs, 1)
             self.assertIn(witness.linked, linked)
@@ -314,6 +318,65 @@ class Everywhere(Case):
     def test_unlink(self):
         self.beside(lambda _: shmkit.unlink(self.name), linked=(True, False))
         self.beside(lambda box: box[0].unlink(), lambda: [Segment.open(self.name)], linked=(True, False))
+
+
+    def test_locks(self):
+        """What is interrupted has no lock, though its Segment is open, and can be done again."""
+        self.addCleanup(setattr, _linux, "PATIENCE", _linux.PATIENCE)
+        _linux.PATIENCE = 0.05  # for which a thread can keep others out of a Gate that it was to leave
+        uses = {
+            "append": lambda seg: seg.append(b"x"),
+            "lock": self.hold,
+            "lock that another one has": lambda seg: seg.lock().acquire(0),
+        }
+        for name, use in uses.items():
+            kept, held = [], []
+
+            def prepare():
+                kept[:] = [Segment.open(self.name)]
+                kept[0].truncate(0)
+                if "another" in name:
+                    held[:] = [Segment.open(self.name)]
+                    held.append(held[0].lock())
+                    held[1].acquire()
+
+            def first(witness):
+                if held:
+                    self.assertFalse(witness.lock().acquire(0))
+                    held.pop().release()
+                    held.pop().close()
+                for seg in witness, kept[0]:
+                    lock = seg.lock()
+                    self.assertTrue(lock.acquire(0))
+                    lock.release()
+                    self.assertIs(seg._attachment.size_lock.take(self), False)
+                    seg._attachment.size_lock.release(self, False)
+                self.assertIn((witness.size, bytes(witness.buf)), [(0, b""), (1, b"x")])
+                use(kept[0])
+                kept.pop().close()
+
+            with self.subTest(name):
+                self.beside(lambda _: use(kept[0]), prepare, first=first)
+
+    def hold(self, seg):
+        with seg.lock():
+            pass
+
+    def test_follow(self):
+        """A read that is interrupted has lost nothing, or its bytes."""
+        kept = []
+
+        def prepare():
+            kept[:] = [Segment.open(self.name)]
+            kept[0].truncate(0)
+            kept[0].append(b"x")
+
+        def read(_):
+            with Segment.open(self.name) as seg, seg.follow() as f:
+                self.assertEqual(f.read(5), b"x")
+                self.assertEqual(seg.wait_for(lambda: False, 0), False)
+
+        self.beside(read, prepare, first=lambda witness: kept.pop().close())
 
 
 class Signals(Case):

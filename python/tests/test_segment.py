@@ -324,8 +324,9 @@ class Headers(Case):
                 _header.parse(self.forge(**values), 4096 + 100)
         self.assertEqual(_header.parse(self.forge(), 4096 + 100).capacity, 100)
         for n in range(_header.USED):
-            with self.assertRaises(shmkit.NotSegmentError):
-                _header.parse(self.forge()[:n], 4096 + 100)
+            with self.assertRaises(shmkit.NotSegmentError if n < 64 else shmkit.HeaderError) as e:
+                _header.parse(self.forge()[:n], n)
+            self.assertIs(type(e.exception), shmkit.NotSegmentError if n < 64 else _header.ShortError)
 
     def test_scribbled_words(self):
         a = self.create()
@@ -642,7 +643,7 @@ class Processes(Case):
         namespace = _linux._namespace()
         for other in namespace ^ 1, 0:
             with unittest.mock.patch.object(_linux, "_namespace", lambda: other):
-                o.must_join(True)
+                o.must_join(True, lambda tag: False)
         a = self.open()
         for h in a.holders():
             self.assertEqual([h.pid, h.gone], [os.getpid(), False])
@@ -677,7 +678,7 @@ class Processes(Case):
     def test_byte_taken(self):
         """Two attachments of one tag: the second takes the next one, without a pause."""
         a = self.create()
-        tags = iter([5, 5, 6, 5])
+        tags = iter([5, 5, 6, 7])
         with unittest.mock.patch.object(_linux, "_new_tag", lambda: next(tags)):
             with unittest.mock.patch.object(_linux.time, "sleep", None):
                 self.open(), self.open(), self.open(readonly=True)

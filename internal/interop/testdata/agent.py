@@ -4,12 +4,14 @@ It answers each line with a line. The one in Go, in ../agent_linux_test.go,
 understands the same lines and gives the same answers.
 """
 
+import io
 import os
 import signal
 import sys
+import time
 import traceback
 
-from shmkit import Segment, unlink
+from shmkit import AbandonedError, Segment, TruncatedError, unlink
 
 raw_blocks = {}  # by name: CPython wants an object to unlink
 
@@ -72,7 +74,7 @@ def unlink_raw(name):
         raise
 
 
-seg = None
+seg = follower = held = None
 
 
 def create(name, size, raw=""):
@@ -107,11 +109,26 @@ def kill_at(what, name, point):
                 if left < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
 
+        own = None
+        if what not in ("open", "create"):
+            own = Segment.open(name)
         sys.setprofile(watch)
         try:
-            (Segment.open(name) if what == "open" else Segment.create(name, 100)).close()
-        except FileNotFoundError:
-            pass  # it was a stale one
+            if what == "open":
+                Segment.open(name).close()
+            elif what == "create":
+                Segment.create(name, 100).close()
+            elif what == "lock":
+                with own.lock():
+                    pass
+            elif what == "follow":
+                own.follow(timeout=0).read(100)
+            else:
+                {"append": lambda: own.append(b"abc"), "truncate": lambda: own.truncate(5), "finish": own.finish}[
+                    what
+                ]()
+        except (FileNotFoundError, TimeoutError):
+            pass  # it was a stale one, or there was nothing to read
         except Exception:
             traceback.print_exc()
             os._exit(1)
@@ -170,7 +187,89 @@ def churn(name, n):
     return "done"
 
 
+def append(text):
+    seg.append(text.encode())
+
+
+def next_(n):
+    """Read from the follower: what is there, or how it ends."""
+    try:
+        return follower.read(int(n)).decode() or "eof"
+    except TruncatedError:
+        return "truncated"
+    except AbandonedError:
+        return "abandoned"
+
+
+def follow():
+    global follower
+    follower = seg.follow()
+
+
+def drain():
+    """Read the follower to its end, and return how many numbered lines there were, in order."""
+    n = 0
+    for line in io.BufferedReader(follower):
+        assert int(line) == n, line
+        n += 1
+    return n
+
+
+def stream(n):
+    """Append numbered lines."""
+    for i in range(int(n)):
+        seg.append(b"%d\n" % i)
+
+
+def take(timeout=None):
+    global held
+    held = seg.lock()
+    if not held.acquire(timeout):
+        return "busy"
+    return "recovered" if held.recovered else "locked"
+
+
+def wait(text):
+    seg.wait_for(lambda: bytes(seg.buf[: len(text)]) == text.encode())
+
+
+def count(slot):
+    """Add to the count in word slot and to the sum in word 0, with the lock, until word 2 is set.
+
+    A holder that was killed may have added to its count alone. Any other difference is
+    noted in word 1.
+    """
+    print("counting", flush=True)
+    slot, n = int(slot), 0
+    with seg.buf.cast("Q") as words:
+        while not words[2]:
+            with seg.lock() as lock:
+                total, counted = words[0], sum(words[3:])
+                if counted != total and not (lock.recovered and counted == total + 1):
+                    words[1] = 1
+                words[slot] += 1
+                if counted % 7 == 0:
+                    time.sleep(0)
+                words[0] = counted + 1
+                n += 1
+    return n
+
+
 verbs = {
+    "append": append,
+    "finish": lambda: seg.finish(),
+    "keep": lambda: seg.keep(),
+    "notify": lambda: seg.notify_all(),
+    "follow": follow,
+    "next": next_,
+    "drain": drain,
+    "stream": stream,
+    "lock": take,
+    "trylock": lambda: take(0),
+    "unlock": lambda: held.release(),
+    "wait": wait,
+    "openwait": lambda name: globals().__setitem__("seg", Segment.open_wait(name)),
+    "count": count,
     "create": create,
     "open": open_,
     "close": lambda: seg.close(),
@@ -191,7 +290,7 @@ verbs = {
     "churn": churn,
 }
 
-errors = {FileExistsError: "exist", FileNotFoundError: "notexist", PermissionError: "permission", ValueError: "invalid"}
+errors = {BrokenPipeError: "finished", FileExistsError: "exist", FileNotFoundError: "notexist", PermissionError: "permission", ValueError: "invalid"}
 
 for line in sys.stdin:
     verb, *args = line.split()

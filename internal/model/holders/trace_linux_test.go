@@ -327,9 +327,9 @@ func (d *traced) Unlock() {
 	}
 }
 
-func (d *traced) Join(writer bool) (err error) {
+func (d *traced) Join(writer bool, used func(uint64) bool) (err error) {
 	d.tr.cue("Join")
-	err = d.Object.Join(writer)
+	err = d.Object.Join(writer, used)
 	d.tr.note(pick(writer, "Join", "Join reader"), err == nil)
 	d.locks |= pick(err == nil, own, 0)
 	return err
@@ -411,7 +411,7 @@ func (tr *tracer) hold(locks uint16) {
 		must(0, o.TryLock())
 	}
 	if locks&byteW != 0 {
-		must(0, o.Join(true))
+		must(0, o.Join(true, nil))
 	}
 	if locks&whole != 0 {
 		must(0, o.TryAlone())

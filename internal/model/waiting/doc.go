@@ -3,7 +3,9 @@
 // words and of the system calls of up to three processes, with kills between any
 // two of them. There are three models, for which the words are apart: of a stream
 // with its followers (stream.go), of the lock (lock.go), and of Windows' table of
-// waiters (table.go). They share no code with the library.
+// waiters (table.go). They share no code with the library. TestTrace and TestLockTrace
+// have the library and one process of the model make the same calls, and compare what
+// they store and which system calls they make; of the table there is no trace.
 //
 //	go test -v ./internal/model/waiting           # tables of scenarios and of mutants
 //	go test -v ./internal/model/waiting -traces   # and the way to each violation

@@ -18,6 +18,7 @@ type Memory struct {
 	mu    sync.Mutex // guards all below, and the fields of every store
 	names map[string]*store
 	files map[uintptr]*handle // what a descriptor stands for, for FromFD
+	tags  uint64              // the last one given
 }
 
 // store is an object; handle is one Object on it.
@@ -32,10 +33,13 @@ type store struct {
 
 type handle struct {
 	object.NoFiles
+	object.Looks
 	*store
 	sys      *Memory
 	name     string
 	writable bool
+	writer   bool // has joined the writers
+	tag      uint64
 }
 
 // NewMemory returns a Memory without objects.
@@ -130,6 +134,8 @@ func (m *Memory) List(f func(name string) bool) error {
 	return nil
 }
 
+func (m *Memory) Watch() (object.Watch, error) { return nil, errors.ErrUnsupported }
+
 func (m *Memory) Unmap([]byte)        {}
 func (m *Memory) Revoke([]byte) error { return errors.ErrUnsupported }
 func (m *Memory) Revocable() int64    { return 0 }
@@ -208,14 +214,48 @@ func (h *handle) Unlock() {
 	}
 }
 
-func (h *handle) Join(bool) error {
+func (h *handle) Join(writer bool, used func(tag uint64) bool) error {
 	h.sys.mu.Lock()
 	defer h.sys.mu.Unlock()
 	if h.alone != nil && h.alone != h {
 		return object.ErrBusy
 	}
+	for h.sys.tags++; used != nil && used(h.sys.tags); h.sys.tags++ {
+	}
 	h.alone, h.joined[h] = nil, true
+	h.tag, h.writer = h.sys.tags, writer
 	return nil
+}
+
+func (h *handle) SetWriter(writer bool) error {
+	h.sys.mu.Lock()
+	defer h.sys.mu.Unlock()
+	h.writer = writer
+	return nil
+}
+
+func (h *handle) Writers() (bool, error) {
+	h.sys.mu.Lock()
+	defer h.sys.mu.Unlock()
+	for other := range h.joined {
+		if other != h && other.writer {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (h *handle) Tag() uint64 { return h.tag }
+
+func (h *handle) Gone(tag uint64) bool {
+	h.sys.mu.Lock()
+	defer h.sys.mu.Unlock()
+	for other := range h.joined {
+		if other.tag == tag && other.writer {
+			return false
+		}
+	}
+	return true
 }
 
 func (h *handle) TryAlone() error {

@@ -4,14 +4,18 @@ package objecttest
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shmkit/shm/internal/object"
+	"github.com/shmkit/shm/internal/raw"
 )
 
 // Run tests that sys keeps the contract of package object, as far as one process
@@ -25,6 +29,10 @@ func Run(t *testing.T, sys object.System) {
 		"Mutex":     testMutex,
 		"Joined":    testJoined,
 		"Holders":   testHolders,
+		"Writers":   testWriters,
+		"Tags":      testTags,
+		"Sleep":     testSleep,
+		"Watch":     testWatch,
 		"Leave":     testLeave,
 		"Unlink":    testUnlink,
 		"List":      testList,
@@ -129,7 +137,7 @@ func (f fixture) close(o object.Object) {
 func (f fixture) unpublished(name string) object.Object {
 	f.t.Helper()
 	o := f.ready(f.Create(name, size, object.Options{Perm: 0o600}))
-	f.check(o.Join(true))
+	f.check(o.Join(true, nil))
 	return o
 }
 
@@ -219,7 +227,7 @@ func testTaken(t *testing.T, f fixture) {
 	second, err := f.Create(name, size, object.Options{Perm: 0o600})
 	if err == nil {
 		f.ready(second, nil)
-		f.check(second.Join(true))
+		f.check(second.Join(true, nil))
 		err = second.Publish()
 		f.close(second)
 	}
@@ -309,7 +317,7 @@ func testJoined(t *testing.T, f fixture) {
 
 	// Two have joined, and neither is alone.
 	f.notAlone(b)
-	f.check(b.Join(false))
+	f.check(b.Join(false, nil))
 	f.present(a, object.Somebody)
 	f.count(a, 1)
 	f.notAlone(a)
@@ -321,7 +329,7 @@ func testJoined(t *testing.T, f fixture) {
 	f.present(a, object.Nobody)
 	f.check(a.TryAlone())
 	f.busy(b)
-	f.elsewhere(func() { f.fails(b.Join(true), object.ErrBusy, "Join beside one that is alone") })
+	f.elsewhere(func() { f.fails(b.Join(true, nil), object.ErrBusy, "Join beside one that is alone") })
 	f.elsewhere(func() {
 		if got, err := b.Others(); err != nil || got == object.Nobody {
 			t.Errorf("Others beside one that is alone: %v, %v", got, err)
@@ -329,7 +337,7 @@ func testJoined(t *testing.T, f fixture) {
 	})
 	a.Leave()
 	f.present(b, object.Nobody)
-	f.check(b.Join(true))
+	f.check(b.Join(true, nil))
 	f.present(a, object.Somebody)
 }
 
@@ -344,22 +352,178 @@ func testHolders(t *testing.T, f fixture) {
 	for i := range 20 {
 		o := f.open(name)
 		defer f.close(o)
-		f.check(o.Join(i%2 == 0))
+		f.check(o.Join(i%2 == 0, nil))
 		others = append(others, o)
 	}
 	f.count(a, 20)
 	list, err := a.Holders()
 	f.check(err)
+	writers := 0
 	for _, h := range list {
 		if h.PID != os.Getpid() || h.Gone {
 			t.Errorf("%+v", h)
 		}
+		if h.Writer {
+			writers++
+		}
+	}
+	if writers != 10 {
+		t.Errorf("%d of 20 are writers, want 10", writers)
 	}
 	for i, o := range others {
 		f.count(o, 20-i)
 		o.Leave()
 		f.count(a, 19-i)
 	}
+}
+
+func testWriters(t *testing.T, f fixture) {
+	name := f.name()
+	a := f.create(name) // joined as a writer
+	defer f.close(a)
+	b, c := f.open(name), f.open(name)
+	defer f.close(b)
+	defer f.close(c)
+	writers := func(o object.Object, want bool) {
+		t.Helper()
+		got, err := o.Writers()
+		f.want(got, err, want, "Writers")
+	}
+	f.check(b.Join(false, nil))
+	writers(a, false)
+	writers(b, true)
+	f.check(a.SetWriter(false))
+	writers(b, false)
+	f.present(b, object.Somebody)
+	f.count(b, 1)
+	f.check(b.SetWriter(true))
+	f.check(b.SetWriter(true))
+	writers(a, true)
+	writers(b, false)
+	f.check(c.Join(true, nil))
+	writers(b, true)
+	f.count(a, 2)
+	c.Leave()
+	b.Leave()
+	writers(a, false)
+	writers(c, false)
+	f.present(c, object.Somebody)
+	f.check(c.Join(true, nil))
+	writers(b, true) // who has not joined
+	c.Leave()
+	f.check(a.SetWriter(true)) // the creator
+	f.check(b.Join(false, nil))
+	writers(b, true)
+	a.Leave()
+	writers(b, false)
+}
+
+func testTags(t *testing.T, f fixture) {
+	name := f.name()
+	a := f.create(name)
+	defer f.close(a)
+	b, c := f.open(name), f.open(name)
+	defer f.close(b)
+	defer f.close(c)
+	f.check(b.Join(true, nil))
+	f.check(c.Join(true, nil))
+	for _, o := range []object.Object{a, b, c} {
+		if tag := o.Tag(); tag == 0 || tag >= 1<<60 {
+			t.Errorf("tag %x", tag)
+		}
+		f.want(a.Gone(o.Tag()), nil, false, "Gone of one that is there")
+		f.want(o.Gone(o.Tag()), nil, false, "Gone of itself")
+	}
+	f.want(a.Gone(1<<60-2), nil, true, "Gone of nobody")
+	f.check(b.SetWriter(false))
+	f.check(b.SetWriter(true))
+	f.want(a.Gone(b.Tag()), nil, false, "Gone of one that has moved")
+	tag := b.Tag()
+	b.Leave()
+	f.want(a.Gone(tag), nil, true, "Gone of one that has left")
+	d := f.open(name)
+	defer f.close(d)
+	tags := []uint64{a.Tag(), c.Tag()}
+	f.check(d.Join(true, func(tag uint64) bool {
+		tags = append(tags, tag)
+		return len(tags) < 6
+	}))
+	if len(tags) != 6 || d.Tag() != tags[5] || slices.Contains(tags[:5], d.Tag()) {
+		t.Errorf("tag %x after a Join that was offered %x", d.Tag(), tags)
+	}
+}
+
+func testSleep(t *testing.T, f fixture) {
+	name := f.name()
+	a := f.create(name)
+	defer f.close(a)
+	b := f.open(name)
+	defer f.close(b)
+	f.check(b.Join(false, nil))
+	const off, other = 320, 400
+	sleepers, headers := []object.Object{a, b}, [2][]byte{}
+	for i, o := range sleepers {
+		mem, err := o.Map(size, size, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Unmap(mem)
+		headers[i] = mem[:object.HeaderUsed:object.HeaderUsed]
+	}
+	word := raw.Uint32(headers[0], off)
+	a.Sleep(headers[0], off, 1, time.Hour, nil) // the word is not equal to it
+	a.Sleep(headers[0], off, 0, time.Millisecond, nil)
+	a.Wake(headers[0], off, true)
+	for round := range 150 {
+		if round == 100 {
+			b.Leave()
+			sleepers = sleepers[:1]
+		}
+		before := word.Load()
+		woken := make(chan bool)
+		for i := range 12 {
+			go func() {
+				i %= len(sleepers)
+				for raw.Uint32(headers[i], off).Load() == before {
+					sleepers[i].Sleep(headers[i], off, before, time.Minute, nil)
+				}
+				woken <- true
+			}()
+		}
+		stop := make(chan bool)
+		go func() { // beside one for another word
+			defer close(stop)
+			for raw.Uint32(headers[0], other).Load() == uint32(round) {
+				a.Sleep(headers[0], other, uint32(round), time.Minute, nil)
+			}
+		}()
+		word.Add(1)
+		a.Wake(headers[0], off, true)
+		for range 12 {
+			<-woken
+		}
+		raw.Uint32(headers[0], other).Add(1)
+		b.Wake(headers[1], other, false)
+		<-stop
+	}
+	a.Yield()
+}
+
+func testWatch(t *testing.T, f fixture) {
+	w, err := f.Watch()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	f.check(err)
+	defer w.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	f.fails(w.Next(ctx), context.Canceled, "Next when it is too late")
+	w, err = f.Watch()
+	f.check(err)
+	defer w.Close()
+	defer f.close(f.create(f.name()))
+	f.check(w.Next(t.Context()))
 }
 
 func testLeave(t *testing.T, f fixture) {
@@ -378,7 +542,7 @@ func testLeave(t *testing.T, f fixture) {
 	f.elsewhere(func() { f.notAlone(b) })
 	a.Leave()
 	f.present(a, object.Nobody)
-	f.check(a.Join(true))
+	f.check(a.Join(true, nil))
 	f.present(b, object.Somebody)
 }
 
