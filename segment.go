@@ -1,7 +1,6 @@
 package shm
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -301,8 +300,10 @@ func (s *Segment) View(f func(b []byte) error) error {
 			own = f(h.expose())
 			return nil
 		})
-		// The error of f is returned as it is; only errors of View are a PathError.
-		return cmp.Or(pathError("view", h.name, err), own)
+		if err != nil {
+			return pathError("view", h.name, err)
+		}
+		return own // as it is: only errors of View are a PathError
 	})
 }
 

@@ -20,7 +20,7 @@ import (
 	"strings"
 )
 
-var product = []string{".", "./manager", "./cmd/shm", "./shmtest", "./shareablelist"}
+var product = []string{".", "./manager", "./cmd/shm", "./shmtest", "./shareablelist", "./typed"}
 
 func main() {
 	log.SetFlags(0)

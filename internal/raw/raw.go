@@ -57,3 +57,12 @@ func Spread() uint32 {
 	// carries every bit of the address into the upper half of the result.
 	return uint32(uint64(uintptr(unsafe.Pointer(&here))>>11) * 0x9E3779B97F4A7C15 >> 32)
 }
+
+// Cast returns the bytes of b as n values of type T. b must have as many bytes, and be
+// aligned for T.
+func Cast[T any](b []byte, n int) []T {
+	if n == 0 {
+		return []T{}
+	}
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n)
+}
