@@ -29,6 +29,9 @@ func TestUnittest(t *testing.T) {
 // TestInterrupts has KeyboardInterrupt come at every line and at every
 // instruction of what the Python module does.
 func TestInterrupts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes minutes: run without -short")
+	}
 	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
 		t.Parallel()
 		cmd := py.Command("-m", "unittest", "discover", "-s", "tests", "-p", "interrupts.py")

@@ -323,7 +323,7 @@ class Everywhere(Case):
     def test_locks(self):
         """What is interrupted has no lock, though its Segment is open, and can be done again."""
         self.addCleanup(setattr, _linux, "PATIENCE", _linux.PATIENCE)
-        _linux.PATIENCE = 0.05  # for which a thread can keep others out of a Gate that it was to leave
+        _linux.PATIENCE = 0.005  # for which a thread can keep others out of a Gate that it was to leave
         uses = {
             "append": lambda seg: seg.append(b"x"),
             "lock": self.hold,
