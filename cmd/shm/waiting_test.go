@@ -198,6 +198,7 @@ func TestDemoKilled(t *testing.T) {
 	demo, name, _ := startDemo(t)
 	demo.kill()
 	output(t, nil, 0, "wait", name, "--gone", "--timeout", "30")
+	shm.Unlink(name) // it is stale, if nobody has reaped it
 }
 
 func TestTimeout(t *testing.T) {
