@@ -404,6 +404,9 @@ func wait(t *testing.T, seg *shm.Segment) {
 	var woken atomic.Bool
 	result := begin(func() error { return seg.Wait(t.Context(), woken.Load) })
 	asleep(t, seg, 1)
+	for end := time.Now().Add(time.Minute); len(table(seg)) == 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond) // it is just about to sleep
+	}
 	woken.Store(true)
 	if err := errors.Join(peer.Notify(), <-result); err != nil {
 		t.Error(err)
