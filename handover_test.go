@@ -291,7 +291,7 @@ func TestHandOver(t *testing.T) {
 	for _, kind := range []string{"notify", "append", "lock"} {
 		for _, n := range []int{2, 8} {
 			t.Run(fmt.Sprint(kind, " ", n), func(t *testing.T) {
-				r := newRace(t, kind, n, time.Hour, handoverCount(10_000))
+				r := newRace(t, kind, n, time.Hour, handoverCount(2_000))
 				r.watch(func() {
 					if r.progress()/500%2 == 0 {
 						r.jolt()
@@ -308,7 +308,7 @@ func TestHandOver(t *testing.T) {
 func TestHandOverKilled(t *testing.T) {
 	for _, kind := range []string{"notify", "append", "lock"} {
 		t.Run(kind, func(t *testing.T) {
-			r := newRace(t, kind, 4, 100*time.Millisecond, handoverCount(5_000))
+			r := newRace(t, kind, 4, 100*time.Millisecond, handoverCount(1_000))
 			kills, next := 0, time.Now()
 			r.watch(func() {
 				if r.jolt(); time.Now().After(next) {

@@ -32,7 +32,7 @@ func TestInterrupts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes minutes: run without -short")
 	}
-	pytest.Ends(t, func(t *testing.T, py pytest.Interpreter) {
+	pytest.Newest(t, func(t *testing.T, py pytest.Interpreter) {
 		t.Parallel()
 		cmd := py.Command("-m", "unittest", "discover", "-s", "tests", "-p", "interrupts.py")
 		cmd.Dir = pytest.Dir()

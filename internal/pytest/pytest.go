@@ -70,6 +70,13 @@ func Ends(t *testing.T, f func(t *testing.T, py Interpreter)) {
 	each(t, ends(fit(t, "Python 3.8 or later", "python3", func(Interpreter) bool { return true })), f)
 }
 
+// Newest is Each for the newest interpreter: for tests that take minutes.
+func Newest(t *testing.T, f func(t *testing.T, py Interpreter)) {
+	t.Helper()
+	all := ends(fit(t, "Python 3.8 or later", "python3", func(Interpreter) bool { return true }))
+	each(t, all[len(all)-1:], f)
+}
+
 // EndsPip is Ends for the interpreters that have pip.
 func EndsPip(t *testing.T, f func(t *testing.T, py Interpreter)) {
 	t.Helper()
