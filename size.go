@@ -186,10 +186,14 @@ func (a *attachment) appendLocked(p []byte) (off int64, err error) {
 	}
 	raise(h.written(), end)
 	copy(a.data[start:], p)
-	if err := a.raise(size, end); err != nil { // by a process that does not keep to the protocol
+	switch err := a.raise(size, end); err {
+	case nil:
+		return int64(start), nil
+	case ErrFinished: // Finish does not take the lock
+		return 0, err
+	default: // Truncate does, so it is a program that does not keep to the protocol
 		return 0, ErrBusy
 	}
-	return int64(start), nil
 }
 
 // errMoved is returned by publish if a Truncate may have cleared what was written.
